@@ -1,0 +1,206 @@
+# The rules that arguments must meet; each error names the argument, what was expected and what came. Nothing here writes to one.
+
+cdef str where(cnp.ndarray x, int axis):
+    return f"[x has shape {np.shape(x)}, axis={axis}]"
+
+
+cdef cnp.ndarray as_elements(object a, str name):
+    """`a` as an array of float32 or float64; big-endian stays as it is."""
+    cdef cnp.ndarray array
+    if type(a) is cnp.ndarray:
+        array = <cnp.ndarray>a
+    else:
+        if isinstance(a, (np.ma.MaskedArray, np.matrix)):
+            raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
+        array = np.asarray(a)
+    if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32 and cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT64:
+        raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
+    return array
+
+
+cdef int channel_axis(cnp.ndarray x, object axis) except -1:
+    cdef Py_ssize_t a
+    cdef int rank = cnp.PyArray_NDIM(x)
+    if rank < 2:
+        raise ValueError(f"x: expected at least 2 dimensions, one of them the channels, got shape {np.shape(x)}")
+    try:
+        a = axis.__index__()
+    except AttributeError:
+        raise TypeError(f"axis: expected an integer, got {axis!r}") from None
+    if not -rank <= a < rank:
+        raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {axis}")
+    return <int>(a + rank if a < 0 else a)
+
+
+cdef double real_number(object value, str name) except? -1:
+    if type(value) is not float and (not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_))):
+        raise TypeError(f"{name}: expected a real number, got {value!r}")
+    return value
+
+
+cdef double checked_eps(object eps, bint training) except? -1:
+    """> 0 in training, >= 0 otherwise."""
+    cdef double number = real_number(eps, "eps")
+    if training and not 0 < number <= DBL_MAX:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    if not 0 <= number <= DBL_MAX:
+        raise ValueError(f"batch_norm eps must be non-negative and finite, but got {eps}")
+    return number
+
+
+cdef double checked_momentum(object momentum) except? -1:
+    cdef double number
+    if momentum is None:
+        raise TypeError("momentum: expected a number in [0, 1], got None; the cumulative average that layers take it for needs a count of "
+                        "batches: pass 1 / count")
+    number = real_number(momentum, "momentum")
+    if not 0 <= number <= 1:
+        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+    return number
+
+
+cdef int load(object a, str name, double* destination, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
+    """Copy a parameter of shape (channels,) to float64."""
+    cdef cnp.ndarray array
+    cdef Py_ssize_t c, stride
+    cdef char* data
+    if type(a) is cnp.ndarray:
+        array = <cnp.ndarray>a
+    elif isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose mask would be lost")
+    else:
+        array = np.asarray(a)
+    if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
+        raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
+                         f"got {np.shape(array)} {where(x, axis)}")
+    if not (cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 or cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64) \
+            or not PyArray_ISNOTSWAPPED(array) or not PyArray_ISALIGNED(array):
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
+        array = array.astype(np.float64)
+    data = <char*>cnp.PyArray_DATA(array)
+    stride = cnp.PyArray_STRIDE(array, 0)
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
+        for c in range(channels):
+            destination[c] = (<float*>(data + c * stride))[0]
+    else:
+        for c in range(channels):
+            destination[c] = (<double*>(data + c * stride))[0]
+    return 0
+
+
+cdef int check_non_negative(const double* values, Py_ssize_t channels, str name) except -1:
+    cdef Py_ssize_t c
+    for c in range(channels):
+        if values[c] < 0:
+            raise ValueError(f"{name}: expected non-negative values, got {values[c]} for channel {c}")
+    return 0
+
+
+cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
+    """A running statistic that is to be updated in place."""
+    cdef cnp.ndarray array
+    if not isinstance(a, np.ndarray) or isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a NumPy array, which training updates in place, got {type(a).__name__}")
+    array = a
+    if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
+        raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
+                         f"got {np.shape(array)} {where(x, axis)}")
+    if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32 and cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT64:
+        raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
+    if not PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name}: expected a writeable array, which training updates in place, got a read-only one")
+    return 0
+
+
+cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two arrays of one shape are the same elements in the same places."""
+    cdef int i
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b) or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(b):
+        return False
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i) and cnp.PyArray_DIM(a, i) > 1:
+            return False
+    return True
+
+
+cdef bint bounds_overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether the address ranges of two arrays overlap."""
+    cdef char* low_a
+    cdef char* high_a
+    cdef char* low_b
+    cdef char* high_b
+    bounds(a, &low_a, &high_a)
+    bounds(b, &low_b, &high_b)
+    return low_a < high_b and low_b < high_a
+
+
+cdef void bounds(cnp.ndarray a, char** low, char** high) noexcept:
+    cdef int i
+    cdef Py_ssize_t span
+    low[0] = high[0] = <char*>cnp.PyArray_DATA(a)
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, i) == 0:
+            high[0] = low[0] = <char*>cnp.PyArray_DATA(a)
+            return
+        span = (cnp.PyArray_DIM(a, i) - 1) * cnp.PyArray_STRIDE(a, i)
+        if span > 0:
+            high[0] += span
+        else:
+            low[0] += span
+    high[0] += cnp.PyArray_ITEMSIZE(a)
+
+
+cdef int check_overlap(cnp.ndarray out, str out_name, object a, str name, bint in_place) except -1:
+    """`out`, which will be written, must not overlap `a`, which is read; where in_place, it may be exactly `a`."""
+    if not isinstance(a, np.ndarray) or not bounds_overlap(out, a) or in_place and same_memory(out, a):
+        return 0
+    try:
+        shared = np.shares_memory(out, a, max_work=10000)
+    except Exception:               # too hard to decide: NumPy raises TooHardError, whose place differs between its versions
+        shared = True
+    if shared:
+        raise ValueError(f"{out_name}: expected memory of its own{' or exactly that of ' + name if in_place else ''}, "
+                         f"got an array that overlaps {name}")
+    return 0
+
+
+cdef cnp.ndarray new_like(cnp.ndarray x):
+    """A new array of x's shape and element type, native byte order, in the order of x's memory."""
+    if PyArray_ISNOTSWAPPED(x):
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    return np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False)
+
+
+cdef cnp.ndarray output(object out, cnp.ndarray x):
+    """The array to write: `out`, checked, or a new one in x's memory order."""
+    cdef cnp.ndarray array
+    if out is None:
+        return new_like(x)
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    array = out
+    if np.shape(array) != np.shape(x):
+        raise ValueError(f"out: expected shape {np.shape(x)}, got {np.shape(array)}")
+    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
+        raise TypeError(f"out: expected dtype {x.dtype}, that of x, got {array.dtype}")
+    if not PyArray_ISWRITEABLE(array):
+        raise ValueError("out: expected a writeable array, got a read-only one")
+    return array
+
+
+cdef int check_outputs(cnp.ndarray y, object x, object dy, object weight, object bias, object mean, object var) except -1:
+    """`out` may be x or dy, and must not overlap anything else that is read."""
+    check_overlap(y, "out", x, "x", True)
+    check_overlap(y, "out", dy, "dy", True)
+    check_overlap(y, "out", weight, "weight", False)
+    check_overlap(y, "out", bias, "bias", False)
+    check_overlap(y, "out", mean, "running_mean", False)
+    check_overlap(y, "out", var, "running_var", False)
+    return 0
+
+
+cdef int check_running_pair(object running_mean, object running_var) except -1:
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    return 0

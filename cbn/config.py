@@ -1,0 +1,12 @@
+"""What this installation consists of and what is in use."""
+
+from . import dispatch, threads
+from ._version import __version__
+
+
+def show_config():
+    """Print the version, the CPU levels built, available and in use, OpenMP, and the number of threads."""
+    print(f"cbn {__version__}")
+    print(f"CPU level: {dispatch.get_isa()} in use; {', '.join(dispatch.isa_built())} built; {', '.join(dispatch.isa_available())} available")
+    print(f"OpenMP: {'yes' if threads.has_openmp() else 'no (serial build)'}")
+    print(f"threads: up to {threads.get_num_threads()}")

@@ -1,0 +1,5 @@
+# The kernels in use: see dispatch.pyx.
+
+from .kernels.table cimport Table
+
+cdef Table* table

@@ -1,0 +1,2 @@
+# The kernels for the CPU level "avx2": see body.pxi.
+include "body.pxi"

@@ -1,0 +1,2 @@
+# The kernels for the CPU level "avx512": see body.pxi.
+include "body.pxi"

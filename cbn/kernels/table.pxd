@@ -1,0 +1,61 @@
+# What a kernel module is asked (Job) and what it hands out (Table): the contract between the functions and the kernels.
+
+cdef enum:                      # Job.dtype, of x, dy and y
+    FLOAT32
+    FLOAT64
+
+cdef enum:                      # Job.reduction
+    MOMENTS = 1                 # mean and var of x
+    GRADIENTS                   # weight_grad and bias_grad from x, dy, mean and var
+
+cdef enum:                      # Job.apply
+    FORWARD = 1                 # y from x, mean and var
+    BACKWARD                    # dx where mean and var are functions of x
+    FROZEN                      # dx where they are constants
+
+cdef enum:
+    COEFFICIENTS = 5            # arrays of coefficients that an apply pass may need
+
+# An array seen as (outer, channels, inner); the inner axis is contiguous. Strides count elements.
+ctypedef struct View:
+    void* data
+    Py_ssize_t outer_stride
+    Py_ssize_t channel_stride
+
+ctypedef struct Job:
+    int dtype
+    int reduction               # or 0
+    int apply                   # or 0
+    # The problem: N,C,*spatial is (N, C, prod(spatial)), the row layout; *outer,C is (prod(outer), C, 1), the column layout.
+    Py_ssize_t outer
+    Py_ssize_t channels
+    Py_ssize_t inner
+    View x
+    View dy
+    View y                      # what apply writes; may be x or dy itself
+    double eps
+    const double* weight        # (channels,), or NULL for ones
+    const double* bias          # (channels,), or NULL for zeros
+    double* mean                # (channels,): results of MOMENTS, otherwise given
+    double* var
+    double* weight_grad         # (channels,): results of GRADIENTS
+    double* bias_grad
+
+    # How a channel is cut for its reductions: a function of the shape alone (plan.pxd).
+    Py_ssize_t chunk_outer      # outer indices to a chunk
+    Py_ssize_t chunk_inner      # inner indices to a chunk
+    Py_ssize_t chunks
+    # How the work is shared: never changes a result.
+    int threads
+    int shares                  # parts of the work that threads take one by one
+    bint by_channel             # a channel's reduction and apply back to back, rather than all reductions first
+    bint stream                 # write past the caches
+    Py_ssize_t piece            # inner indices to a piece of the apply pass
+    Py_ssize_t pieces
+
+    # Working memory, given by the caller.
+    double* partials            # (chunks, 2, channels)
+    void* coefficients          # (COEFFICIENTS, channels) of the element type
+
+ctypedef struct Table:
+    void (*run)(Job*) noexcept nogil

@@ -1,0 +1,223 @@
+"""The layers: a batch normalization with its parameters, running statistics and modes, behaving as PyTorch's of the same name."""
+
+import warnings
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+
+from .functional import batch_norm, batch_norm_backward, forward_training
+
+
+class IncompatibleKeys(NamedTuple):
+    """What load_state_dict(strict=False) passed over."""
+
+    missing_keys: list
+    unexpected_keys: list
+
+
+class BatchNorm:
+    """Batch normalization over `num_features` channels of an array of any rank >= 2.
+
+    y = layer(x) normalizes by the batch's statistics while training, and updates the running statistics; in eval mode it normalizes by those.
+
+    num_features : C, the length of the channel axis.
+    eps : added to the variance; > 0 in training.
+    momentum : weight of a new batch in the running statistics, in [0, 1]; None: they are the average over all batches.
+    affine : whether there are a weight (ones at first) and a bias (zeros).
+    track_running_stats : if False, there are no running statistics, and both modes use the batch's.
+    axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
+    dtype : of weight, bias and the running statistics, float32 or float64.
+
+    Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
+    weight_grad, bias_grad: gradients of the last `backward`, or None; training: the mode.
+
+    Layers may be called from many threads at once in eval mode. Ioffe & Szegedy 2015, algorithms 1 and 2.
+    """
+
+    _ranks = None   # the ranks of input that are accepted, and how an error calls them
+    _expected = ""
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, axis=1, dtype=np.float32):
+        if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
+            raise TypeError(f"num_features: expected an integer, got {num_features!r}")
+        if num_features < 0:
+            raise ValueError(f"num_features: expected a number of channels, got {num_features}")
+        dtype = np.dtype(dtype)
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+        self.num_features = num_features.__index__()
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.axis = axis
+        self.training = True
+        self.weight = np.ones(self.num_features, dtype) if affine else None
+        self.bias = np.zeros(self.num_features, dtype) if affine else None
+        self.running_mean = np.zeros(self.num_features, dtype) if track_running_stats else None
+        self.running_var = np.ones(self.num_features, dtype) if track_running_stats else None
+        self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
+        self.weight_grad = None
+        self.bias_grad = None
+        self._may_be_untrained = self.track_running_stats
+        self._forward = None    # of the last call: (x, or a weak reference to it in eval mode; statistics, or None for the running ones)
+
+    def __call__(self, x, *, out=None):
+        """Normalize x, of shape (N, C, ...), by the batch's statistics (training) or the running ones (eval).
+
+        out : array of x's shape and dtype to write; may be x itself, at the cost of `backward`. None: a new array.
+        Raises ValueError or TypeError, having changed neither `out` nor the layer.
+        """
+        if self._ranks is not None and np.ndim(x) not in self._ranks:
+            raise ValueError(f"expected {self._expected} input (got {np.ndim(x)}D input)")
+        if self.training or self.running_mean is None:
+            return self._call_training(x, out)
+        if self._may_be_untrained:
+            self._warn_if_untrained()
+        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis, out=out)
+        # Weak, so that a network at inference doesn't keep its layers' inputs alive.
+        self._forward = (weakref.ref(x), None) if out is None and isinstance(x, np.ndarray) else None
+        return y
+
+    def _call_training(self, x, out):
+        x = np.asanyarray(x)
+        if self.running_mean is None:
+            self._check_channels(x)
+        tracked = self.training and self.running_mean is not None
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracked else 0.0
+        y, stats = forward_training(x, self.running_mean if tracked else None, self.running_var if tracked else None,
+                                    self.weight, self.bias, momentum, self.eps, self.axis, out)
+        if tracked:
+            self.num_batches_tracked += 1
+            self._may_be_untrained = False
+        self._forward = (x, stats) if out is None or not np.may_share_memory(x, out) else None
+        return y
+
+    def _check_channels(self, x):
+        """Where no parameter's shape tells that x is wrong."""
+        if x.ndim >= 2 and -x.ndim <= self.axis < x.ndim and x.shape[self.axis] != self.num_features:
+            raise ValueError(f"x: expected {self.num_features} channels, got {x.shape[self.axis]} [x has shape {x.shape}, axis={self.axis}]")
+
+    def _warn_if_untrained(self):
+        self._may_be_untrained = False
+        if self.num_batches_tracked == 0 and not self.running_mean.any() and (self.running_var == 1).all():
+            warnings.warn(
+                f"{type(self).__name__} in eval mode uses running statistics that were never updated (mean 0, variance 1), so it does not "
+                "normalize: run batches in training mode first, or load trained statistics",
+                stacklevel=3,
+            )
+
+    def backward(self, dy, *, out=None):
+        """The gradient with respect to the input of the last call, from that with respect to its output.
+
+        dy : array of the shape and dtype of that input, which must not have been changed since (and, after a call in eval mode, still exist).
+        out : array to write, may be dy itself; None: a new array.
+        Sets weight_grad and bias_grad, shape (C,), if affine. Raises RuntimeError where there is no call to go back through.
+        """
+        forward = self._forward
+        x = forward[0] if forward is not None else None
+        if isinstance(x, weakref.ref):
+            x = x()
+        if x is None:
+            raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x); "
+                               "in eval mode a layer keeps no reference to its input, so keep one yourself")
+        stats = forward[1]
+        gradients = batch_norm_backward(dy, x, (self.running_mean, self.running_var) if stats is None else stats, self.weight, self.bias,
+                                        self.eps, axis=self.axis, training=stats is not None, out=out)
+        if self.affine:
+            self.weight_grad, self.bias_grad = gradients.weight, gradients.bias
+        return gradients.x
+
+    def train(self, mode=True):
+        """Set the training mode (mode=False: eval mode); returns the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self):
+        """Set the eval mode; returns the layer."""
+        return self.train(False)
+
+    def reset_running_stats(self):
+        """Set the running statistics to mean 0 and variance 1, seen in no batch."""
+        if self.track_running_stats:
+            self.running_mean[...] = 0
+            self.running_var[...] = 1
+            self.num_batches_tracked[...] = 0
+            self._may_be_untrained = True
+
+    def reset_parameters(self):
+        """Set the weight to ones and the bias to zeros, and reset the running statistics."""
+        self.reset_running_stats()
+        if self.affine:
+            self.weight[...] = 1
+            self.bias[...] = 0
+
+    def _state(self):
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def state_dict(self):
+        """Copies of the parameters and running statistics, under PyTorch's names and in its order."""
+        return {name: array.copy() for name, array in self._state().items()}
+
+    def load_state_dict(self, state_dict, strict=True):
+        """Copy parameters and running statistics from a mapping of names to array-likes.
+
+        strict : whether to refuse missing and unexpected names. A state dict without num_batches_tracked (of old PyTorch) is accepted.
+        Returns (missing_keys, unexpected_keys). Raises ValueError that names each key that doesn't fit, having changed nothing.
+        """
+        state = self._state()
+        missing = [name for name in state if name not in state_dict and name != "num_batches_tracked"]
+        unexpected = [name for name in state_dict if name not in state]
+        problems = []
+        if strict and missing:
+            problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
+        if strict and unexpected:
+            problems.append("Unexpected key(s) in state_dict: " + ", ".join(f'"{name}"' for name in unexpected))
+        loaded = {name: np.asarray(state_dict[name]) for name in state if name in state_dict}
+        for name, array in loaded.items():
+            if array.shape != state[name].shape:
+                problems.append(f"size mismatch for {name}: expected shape {state[name].shape}, got {array.shape}")
+            elif array.dtype.kind not in "fiu":
+                problems.append(f"{name}: expected an array of real numbers, got {array.dtype}")
+            elif name == "running_var" and (array < 0).any():
+                problems.append(f"{name}: expected non-negative values, got {array.min()}")
+        if problems:
+            raise ValueError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(problems))
+        for name, array in loaded.items():
+            state[name][...] = array
+        if "running_mean" in loaded or "running_var" in loaded:
+            self._may_be_untrained = False
+        return IncompatibleKeys(missing, unexpected)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_forward": None}
+
+    def __repr__(self):
+        axis = "" if self.axis == 1 else f", axis={self.axis}"
+        return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+                f"track_running_stats={self.track_running_stats}{axis})")
+
+
+class BatchNorm1d(BatchNorm):
+    """Batch normalization of (N, C) or (N, C, L) arrays, or with axis=-1 (N, L, C): see BatchNorm."""
+
+    _ranks = (2, 3)
+    _expected = "2D or 3D"
+
+
+class BatchNorm2d(BatchNorm):
+    """Batch normalization of (N, C, H, W) arrays, or with axis=-1 (N, H, W, C): see BatchNorm."""
+
+    _ranks = (4,)
+    _expected = "4D"
+
+
+class BatchNorm3d(BatchNorm):
+    """Batch normalization of (N, C, D, H, W) arrays, or with axis=-1 (N, D, H, W, C): see BatchNorm."""
+
+    _ranks = (5,)
+    _expected = "5D"

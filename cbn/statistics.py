@@ -1,0 +1,37 @@
+"""The statistics of a batch, and how those of several batches combine."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class BatchStats(NamedTuple):
+    """Statistics of each channel over `count` values.
+
+    count : int, values per channel.
+    mean, var : float64 arrays of shape (C,); var is the population variance, sum((x - mean)**2) / count. NaN where count is 0.
+    """
+
+    count: int
+    mean: np.ndarray
+    var: np.ndarray
+
+    def merge(self, other):
+        """The statistics of both batches taken together: Chan, Golub & LeVeque 1983, eq. 1.5.
+
+        other : BatchStats of as many channels. Raises ValueError where the numbers of channels differ.
+        """
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"other: expected statistics of {self.mean.shape[0]} channels, got {other.mean.shape[0]}")
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        var = (self.count * self.var + other.count * other.var + delta**2 * (self.count * other.count / count)) / count
+        return BatchStats(count, mean, var)
+
+    @property
+    def unbiased_var(self):
+        """sum((x - mean)**2) / (count - 1), what running variances are updated with."""
+        return self.var * (self.count / (self.count - 1)) if self.count > 1 else np.full_like(self.var, np.nan)

@@ -1,0 +1,101 @@
+"""How many threads a call may use."""
+
+import contextlib
+import contextvars
+import os
+
+from cpython.contextvars cimport get_value
+
+cdef extern from "parallel.h":
+    int omp_get_max_threads() nogil
+    int openmp_version()
+
+# Elements that one thread finishes sooner than a second one is woken.
+cdef double grain = 32768
+
+cdef object _context_limit = contextvars.ContextVar("cbn.num_threads", default=None)
+cdef int _openmp_limit = omp_get_max_threads()      # at import; OpenMP itself has read OMP_NUM_THREADS
+cdef int _limit = 1
+
+
+def _default_limit():
+    limit = _openmp_limit
+    if hasattr(os, "sched_getaffinity"):
+        limit = min(limit, len(os.sched_getaffinity(0)))
+    setting = os.environ.get("CBN_NUM_THREADS")
+    if setting:
+        try:
+            limit = min(limit, _checked(int(setting)))
+        except ValueError:
+            raise ImportError(f"environment variable CBN_NUM_THREADS: expected a positive integer, got {setting!r}") from None
+    return limit
+
+
+def _checked(n):
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n: expected a positive integer, got {n!r}")
+    if not 1 <= n <= 4096:
+        raise ValueError(f"n: expected a number of threads from 1 to 4096, got {n}")
+    return n.__index__()
+
+
+cdef int limit() except -1:
+    cdef object local = get_value(_context_limit)
+    cdef int n = _limit if local is None else local
+    cdef int openmp = omp_get_max_threads()
+    if openmp_version() == 0:
+        return 1
+    # A lower limit set since import (threadpoolctl, omp_set_num_threads) is respected; a higher one is no request.
+    return min(n, openmp) if openmp < _openmp_limit else n
+
+
+cdef int threads_for(double work) noexcept:
+    """Threads for a call over `work` elements."""
+    if work < 2 * grain:
+        return 1
+    return <int>min(<double>limit(), work / grain)
+
+
+def get_num_threads():
+    """The most threads that a call made here may use."""
+    return limit()
+
+
+def set_num_threads(n):
+    """Let every call from now on, in any thread of the process, use up to n threads.
+
+    n : int >= 1. It may exceed the number of cores. Results never depend on it. Small calls use fewer threads.
+    Where it is never called, the limit is the least of: the cores this process may run on, OMP_NUM_THREADS and CBN_NUM_THREADS (read at
+    import). `num_threads` overrides it for a block of code; a lower limit that threadpoolctl sets holds in any case.
+    """
+    global _limit
+    _limit = _checked(n)
+
+
+@contextlib.contextmanager
+def num_threads(n):
+    """Let calls within the `with` block use up to n threads, in this thread (or asyncio task) only."""
+    token = _context_limit.set(_checked(n))
+    try:
+        yield
+    finally:
+        _context_limit.reset(token)
+
+
+def get_grain():
+    """The least number of elements that a further thread is used for."""
+    return grain
+
+
+def set_grain(elements):
+    """Set the number of elements that is worth a further thread; for tests and tuning."""
+    global grain
+    grain = max(1.0, float(elements))
+
+
+def has_openmp():
+    """Whether cbn was built with OpenMP."""
+    return openmp_version() != 0
+
+
+_limit = _default_limit()

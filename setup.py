@@ -1,0 +1,79 @@
+"""Builds the extensions: the public functions, and one kernel source for each CPU level. Everything else is in pyproject.toml.
+
+CBN_OPENMP=on requires OpenMP, =off leaves it out; by default it is used if a program that uses it compiles and links.
+"""
+
+import os
+import platform
+import tempfile
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+LEVELS = {"baseline": []}
+if X86:
+    LEVELS["avx2"] = ["-mavx2", "-mf16c"]
+    LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mprefer-vector-width=512"]
+
+# Multiply-adds stay two roundings, so that every CPU level gives the same bits.
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+
+
+class BuildExt(build_ext):
+    def build_extensions(self):
+        openmp = self.openmp_flags()
+        for extension in self.extensions:
+            extension.extra_compile_args += FLAGS + openmp
+            extension.extra_link_args += openmp
+        super().build_extensions()
+
+    def openmp_flags(self):
+        wanted = os.environ.get("CBN_OPENMP", "auto")
+        if wanted == "off":
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            source = os.path.join(folder, "probe.c")
+            with open(source, "w") as file:
+                file.write("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([source], output_dir=folder, extra_postargs=["-fopenmp"])
+                self.compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=["-fopenmp"])
+                return ["-fopenmp"]
+            except Exception as error:
+                if wanted == "on":
+                    raise SystemExit(f"CBN_OPENMP=on, but no program with OpenMP could be built: {error}") from error
+                print("cbn: this compiler has no OpenMP; building the serial package")
+                return []
+
+
+def extension(name, flags=()):
+    return Extension(
+        name,
+        [name.replace(".", "/") + ".pyx"],
+        include_dirs=[numpy.get_include(), "cbn", "cbn/kernels"],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
+        extra_compile_args=list(flags),
+        depends=["cbn/kernels/body.pxi", "cbn/kernels/stream.h", "cbn/checks.pxi", "cbn/views.pxi"],
+    )
+
+
+setup(
+    cmdclass={"build_ext": BuildExt},
+    ext_modules=cythonize(
+        [extension(f"cbn.{name}") for name in ("dispatch", "threads", "functional")]
+        + [extension(f"cbn.kernels.{level}", flags) for level, flags in LEVELS.items()],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+            "freethreading_compatible": True,
+        },
+        build_dir="build",
+    ),
+)
