@@ -19,7 +19,7 @@ if X86:
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mprefer-vector-width=512"]
 
 # Multiply-adds stay two roundings, so that every CPU level gives the same bits.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8"]
 
 
 class BuildExt(build_ext):
@@ -64,7 +64,7 @@ setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
         [extension(f"cbn.{name}") for name in ("dispatch", "threads", "functional")]
-        + [extension(f"cbn.kernels.{level}", flags) for level, flags in LEVELS.items()],
+        + [extension(f"cbn.kernels.{level}", flags + ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]) for level, flags in LEVELS.items()],
         compiler_directives={
             "language_level": 3,
             "boundscheck": False,

@@ -8,3 +8,14 @@
 #define cpu_has_avx2() 0
 #define cpu_has_avx512() 0
 #endif
+
+#include <unistd.h>
+#ifdef _SC_LEVEL3_CACHE_SIZE
+static long last_level_cache(void)
+{
+    long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return size > 0 ? size : sysconf(_SC_LEVEL2_CACHE_SIZE);
+}
+#else
+static long last_level_cache(void) { return 0; }
+#endif

@@ -1,5 +1,6 @@
-# The kernels in use: see dispatch.pyx.
+# What suits this machine: see dispatch.pyx.
 
 from .kernels.table cimport Table
 
 cdef Table* table
+cdef double stream_bytes

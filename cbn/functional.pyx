@@ -41,6 +41,7 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
     cdef cnp.ndarray target = y
     cdef Py_ssize_t coefficients, partials
+    cdef double elements
     cdef char* memory
     if not plain(x) or not (dy is None or plain(dy)) or not (y is None or plain(y)) or not view_together(job, axis, x, dy, y):
         x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
@@ -49,7 +50,8 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
         view_together(job, axis, x, dy, target)
     job.dtype = FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FLOAT64
     cut_channels(job)
-    share_work(job, threads_for(<double>job.outer * job.channels * job.inner))
+    elements = <double>job.outer * job.channels * job.inner
+    share_work(job, threads_for(elements), elements * cnp.PyArray_ITEMSIZE(x) * (2 if dy is None else 3) > dispatch.stream_bytes)
     partials = 2 * job.chunks * job.channels * sizeof(double) if job.reduction else 0
     coefficients = COEFFICIENTS * job.channels * cnp.PyArray_ITEMSIZE(x)
     memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)

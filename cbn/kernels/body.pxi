@@ -11,7 +11,7 @@ from cython.parallel cimport prange
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN, fabs, sqrt
 
-from .plan cimport LANES, ceil_div
+from .plan cimport LANES, TILE, ceil_div
 from .table cimport BACKWARD, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, View
 
 cdef extern from "stream.h" nogil:
@@ -27,8 +27,8 @@ ctypedef fused wide:            # of the accumulators: as the elements, or wider
     double
 
 cdef enum:
-    TILE = 64                   # channels of the column layout handled side by side
     FLUSH = 256                 # rows summed in the accumulators' own precision
+    STREAM_LENGTH = 512         # elements of a segment that are worth aligning for stores past the caches
     BLOCK = 8192                # elements of a block of pixels that the apply pass walks tile by tile
 
 
@@ -114,26 +114,69 @@ cdef inline void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, P
 
 cdef void column_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
                       const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
-    """Sums of `width` <= TILE channels over `rows` pixels; the usual widths are constants of the inlined loops."""
-    if width == TILE:
-        tile_sums(x, x_stride, dy, dy_stride, rows, TILE, shift, total_s, total_q, paired)
-    elif width == TILE // 2:
-        tile_sums(x, x_stride, dy, dy_stride, rows, TILE // 2, shift, total_s, total_q, paired)
-    else:
-        tile_sums(x, x_stride, dy, dy_stride, rows, width, shift, total_s, total_q, paired)
+    """Sums of `width` channels over `rows` pixels; the usual widths are constants of the inlined loops."""
+    cdef Py_ssize_t c = 0, w
+    while c < width:
+        w = width - c
+        if w >= TILE:
+            w = TILE
+            tile_sums(x, x_stride, dy, dy_stride, rows, TILE, shift + c, total_s + c, total_q + c, paired)
+        elif w >= LANES:
+            w = LANES
+            tile_sums(x, x_stride, dy, dy_stride, rows, LANES, shift + c, total_s + c, total_q + c, paired)
+        else:
+            tile_sums(x, x_stride, dy, dy_stride, rows, w, shift + c, total_s + c, total_q + c, paired)
+        c += w
+        x += w
+        if paired:
+            dy += w
 
 
-cdef void row_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t length,
-                   wide shift, double* total_s, double* total_q, bint paired) noexcept nogil:
-    """Sums of one channel over `rows` segments of `length` contiguous elements."""
+cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, wide shift, wide* s, wide* q, bint paired) noexcept nogil:
+    """Sums of `length` contiguous elements of one channel, element i into lane i % LANES or, for the last length % LANES, one of the last lanes."""
     cdef wide c[LANES]
-    cdef wide s[LANES]
-    cdef wide q[LANES]
-    cdef double lanes_s[LANES]
-    cdef double lanes_q[LANES]
-    cdef Py_ssize_t i, j, row, part, rest, filled = 0
+    cdef wide lanes_s[LANES]
+    cdef wide lanes_q[LANES]
+    cdef wide a, b
+    cdef Py_ssize_t j, rest = length % LANES
+    if length < LANES:
+        for j in range(length):
+            b = <wide>x[j] - shift
+            a = <wide>dy[j] if paired else b
+            s[j] += a
+            q[j] += a * b
+        return
     for j in range(LANES):
         c[j] = shift
+        lanes_s[j] = s[j]
+        lanes_q[j] = q[j]
+    accumulate(x, LANES, dy, LANES, length // LANES, LANES, c, lanes_s, lanes_q, paired)
+    if rest:
+        # The last LANES elements again, those done before left out: full width, no tail loop.
+        x += length - LANES
+        if paired:
+            dy += length - LANES
+        for j in range(LANES):
+            b = <wide>x[j] - shift if j >= LANES - rest else 0
+            a = b
+            if paired:
+                a = <wide>dy[j] if j >= LANES - rest else 0
+            lanes_s[j] += a
+            lanes_q[j] += a * b
+    for j in range(LANES):
+        s[j] = lanes_s[j]
+        q[j] = lanes_q[j]
+
+
+cdef void row_sums(const View* x_view, const real* x, const View* dy_view, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width,
+                   const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
+    """Sums of `width` channels over `rows` segments of `length` contiguous elements each."""
+    cdef wide s[TILE * LANES]
+    cdef wide q[TILE * LANES]
+    cdef double lanes_s[TILE * LANES]
+    cdef double lanes_q[TILE * LANES]
+    cdef Py_ssize_t c, i, j, row, part, filled = 0
+    for j in range(width * LANES):
         s[j] = 0
         q[j] = 0
         lanes_s[j] = 0
@@ -143,26 +186,29 @@ cdef void row_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_
         while i < length:
             part = min(length - i, FLUSH * LANES)
             if filled + part > FLUSH * LANES:
-                flush(s, q, LANES, lanes_s, lanes_q)
+                flush(s, q, width * LANES, lanes_s, lanes_q)
                 filled = 0
-            rest = part % LANES
-            accumulate(x + i, LANES, dy + i if paired else dy, LANES, part // LANES, LANES, c, s, q, paired)
+            for c in range(width):
+                segment_sums(x + c * x_view.channel_stride + i, dy + c * dy_view.channel_stride + i if paired else dy, part, shift[c],
+                             s + c * LANES, q + c * LANES, paired)
             i += part
             filled += part
-            if rest:
-                accumulate(x + i - rest, LANES, dy + i - rest if paired else dy, LANES, 1, rest, c, s, q, paired)
-        x += x_stride
+        x += x_view.outer_stride
         if paired:
-            dy += dy_stride
-    flush(s, q, LANES, lanes_s, lanes_q)
-    j = LANES // 2
-    while j > 0:
-        for i in range(j):
-            lanes_s[i] += lanes_s[i + j]
-            lanes_q[i] += lanes_q[i + j]
-        j //= 2
-    total_s[0] += lanes_s[0]
-    total_q[0] += lanes_q[0]
+            dy += dy_view.outer_stride
+    flush(s, q, width * LANES, lanes_s, lanes_q)
+    for c in range(width):
+        total_s[c] += fold(lanes_s + c * LANES)
+        total_q[c] += fold(lanes_q + c * LANES)
+
+
+cdef inline double fold(const double* lanes) noexcept nogil:
+    """The sum of LANES values, as a tree."""
+    cdef double halves[8]
+    cdef Py_ssize_t j
+    for j in range(8):
+        halves[j] = lanes[j] + lanes[j + 8]
+    return sum8(halves[0], halves[1], halves[2], halves[3], halves[4], halves[5], halves[6], halves[7])
 
 
 ctypedef struct Chunk:
@@ -172,10 +218,13 @@ ctypedef struct Chunk:
 
 cdef inline Chunk chunk_of(const Job* job, Py_ssize_t k) noexcept nogil:
     cdef Chunk chunk
-    cdef Py_ssize_t pieces = ceil_div(job.inner, job.chunk_inner)
-    chunk.n0 = k // pieces * job.chunk_outer
+    cdef Py_ssize_t n = k, i = 0
+    if job.chunk_inner < job.inner:
+        n = k // job.inner_chunks
+        i = k % job.inner_chunks
+    chunk.n0 = n * job.chunk_outer
     chunk.n1 = min(chunk.n0 + job.chunk_outer, job.outer)
-    chunk.i0 = k % pieces * job.chunk_inner
+    chunk.i0 = i * job.chunk_inner
     chunk.i1 = min(chunk.i0 + job.chunk_inner, job.inner)
     return chunk
 
@@ -187,7 +236,7 @@ cdef inline const real* element(const View* view, Py_ssize_t n, Py_ssize_t c, Py
 
 cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                             double* total_s, double* total_q, bint paired, const real* kind) noexcept nogil:
-    """Sums over a chunk for `width` channels from c0 on: up to TILE in the column layout, one in the row layout."""
+    """Sums over a chunk for `width` <= TILE channels from c0 on."""
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0
     cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
     cdef const real* dy = element(&job.dy, chunk.n0, c0, chunk.i0, kind) if paired else NULL
@@ -197,7 +246,7 @@ cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
     if job.inner == 1:
         column_sums(x, job.x.outer_stride, dy, job.dy.outer_stride, rows, width, shift, total_s, total_q, paired)
     else:
-        row_sums(x, job.x.outer_stride, dy, job.dy.outer_stride, rows, chunk.i1 - chunk.i0, shift[0], total_s, total_q, paired)
+        row_sums(&job.x, x, &job.dy, dy, rows, chunk.i1 - chunk.i0, width, shift, total_s, total_q, paired)
 
 
 cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
@@ -221,10 +270,11 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef double* means = job.partials + 2 * k * job.channels + c0
     cdef double* m2s = means + job.channels
     cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
+    cdef const real* at
 
     for j in range(width):
-        shift[j] = sum8(x[j], x[j + step], x[j + 2 * step], x[j + 3 * step],
-                        x[j + 4 * step], x[j + 5 * step], x[j + 6 * step], x[j + 7 * step]) * <real>0.125
+        at = x + j * job.x.channel_stride
+        shift[j] = sum8(at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, False, kind)
     for j in range(width):
         mean = total_s[j] / count
@@ -237,7 +287,8 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
         return
 
     for j in range(width):
-        exact_shift[j] = x[j] if finite(x[j]) else 0
+        at = x + j * job.x.channel_stride
+        exact_shift[j] = at[0] if finite(at[0]) else 0
     chunk_sums(job, &chunk, c0, width, exact_shift, total_s, total_q, False, kind)
     for j in range(width):
         exact_shift[j] += total_s[j] / count
@@ -249,28 +300,32 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
             m2s[j] = total_q[j] - total_s[j] * mean
 
 
-cdef inline void merge_moments(Job* job, Py_ssize_t c) noexcept nogil:
-    """mean[c] and var[c] from the chunks' moments, in their order: Chan, Golub & LeVeque 1983, eq. 1.5."""
-    cdef Py_ssize_t k
+cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """mean and var of channels from the chunks' moments, in their order: Chan, Golub & LeVeque 1983, eq. 1.5."""
+    cdef Py_ssize_t c, k
     cdef Chunk chunk
-    cdef double count = 0, mean = 0, m2 = 0, n, delta
-    cdef const double* means = job.partials + c
+    cdef double count = 0, n, delta, share, weight
+    cdef const double* means
+    cdef const double* m2s
     for k in range(job.chunks):
         chunk = chunk_of(job, k)
         n = <double>((chunk.n1 - chunk.n0) * (chunk.i1 - chunk.i0))
-        delta = means[2 * k * job.channels] - mean
+        means = job.partials + 2 * k * job.channels
+        m2s = means + job.channels
+        share = n / (count + n)
+        weight = share * count
         count += n
-        if k == 0:
-            mean = means[0]
-            m2 = means[job.channels]
-        elif finite(delta):
-            mean += delta * (n / count)
-            m2 += means[(2 * k + 1) * job.channels] + delta * delta * (n * (count - n) / count)
-        else:
-            mean += means[2 * k * job.channels]
-            m2 = NAN
-    job.mean[c] = mean
-    job.var[c] = m2 / count
+        for c in range(c0, c1):
+            if k == 0:
+                job.mean[c] = means[c]
+                job.var[c] = m2s[c]
+            else:
+                delta = means[c] - job.mean[c]
+                # Between infinities the sum says what their mean is.
+                job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + means[c]
+                job.var[c] += m2s[c] + delta * delta * weight
+    for c in range(c0, c1):
+        job.var[c] /= count
 
 
 cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
@@ -292,14 +347,20 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
         products[j] = total_q[j] - (rest * total_s[j] if rest != 0 else 0)
 
 
-cdef inline void merge_gradients(Job* job, Py_ssize_t c) noexcept nogil:
-    cdef Py_ssize_t k
-    cdef double dy_sum = 0, product = 0
+cdef inline void merge_gradients(Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """weight_grad and bias_grad of channels from the chunks' sums, in their order."""
+    cdef Py_ssize_t c, k
+    cdef const double* dy_sums
+    for c in range(c0, c1):
+        job.bias_grad[c] = 0
+        job.weight_grad[c] = 0
     for k in range(job.chunks):
-        dy_sum += job.partials[2 * k * job.channels + c]
-        product += job.partials[(2 * k + 1) * job.channels + c]
-    job.bias_grad[c] = dy_sum
-    job.weight_grad[c] = product / sqrt(job.var[c] + job.eps)
+        dy_sums = job.partials + 2 * k * job.channels
+        for c in range(c0, c1):
+            job.bias_grad[c] += dy_sums[c]
+            job.weight_grad[c] += dy_sums[job.channels + c]
+    for c in range(c0, c1):
+        job.weight_grad[c] /= sqrt(job.var[c] + job.eps)
 
 
 # ---- coefficients of the apply pass ----------------------------------------------------------------------------------------------------
@@ -339,18 +400,44 @@ cdef inline void frozen_coefficients(Job* job, Py_ssize_t c, real* kind) noexcep
 
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
 
+cdef inline void transform_row(const real* x, const real* dy, real* y, Py_ssize_t width, const real* hi, const real* lo, const real* scale,
+                               const real* offset, const real* slope, bint paired) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(width):
+        if paired:
+            y[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
+        else:
+            y[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+
+
 cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                           Py_ssize_t rows, Py_ssize_t width, const real* hi, const real* lo, const real* scale, const real* offset,
-                           const real* slope, bint stream, bint paired) noexcept nogil:
-    """The apply pass, down the rows; a row is computed before it is stored, so y may be x or dy."""
+                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t overlap, const real* coefficients, Py_ssize_t stride,
+                           Py_ssize_t channel_step, bint stream, bint paired) noexcept nogil:
+    """The apply pass down the rows of a tile. A row is computed before it is stored, so y may be x or dy.
+
+    overlap : where a further row begins that overlaps the last one (the end of a segment that isn't whole rows); 0: there is none.
+    channel_step : 1 where the columns are channels, 0 where they are elements of one channel.
+    """
+    cdef real hi[TILE]
+    cdef real lo[TILE]
+    cdef real scale[TILE]
+    cdef real offset[TILE]
+    cdef real slope[TILE]
     cdef real row[TILE]
+    cdef real last[TILE]
+    cdef real* end = y + overlap
     cdef Py_ssize_t i, j
+    for j in range(width):
+        hi[j] = coefficients[j * channel_step]
+        lo[j] = coefficients[j * channel_step + stride]
+        scale[j] = coefficients[j * channel_step + 2 * stride]
+        offset[j] = coefficients[j * channel_step + 3 * stride]
+        if paired:
+            slope[j] = coefficients[j * channel_step + 4 * stride]
+    if overlap:
+        transform_row(x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, paired)
     for i in range(rows):
-        for j in range(width):
-            if paired:
-                row[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
-            else:
-                row[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+        transform_row(x, dy, row, width, hi, lo, scale, offset, slope, paired)
         if stream:
             stream_store(y, row, width * sizeof(real))
         else:
@@ -360,57 +447,55 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
         y += y_stride
         if paired:
             dy += dy_stride
+    if overlap:
+        for j in range(width):
+            end[j] = last[j]
 
 
-cdef inline void transform_tile(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t coefficient_stride,
-                                Py_ssize_t channel_step, bint stream, bint paired) noexcept nogil:
-    """The apply pass for `width` columns; channel_step is 1 where columns are channels, 0 where they are one channel's elements."""
-    cdef real hi[TILE]
-    cdef real lo[TILE]
-    cdef real scale[TILE]
-    cdef real offset[TILE]
-    cdef real slope[TILE]
-    cdef Py_ssize_t j
-    for j in range(width):
-        hi[j] = coefficients[j * channel_step]
-        lo[j] = coefficients[j * channel_step + coefficient_stride]
-        scale[j] = coefficients[j * channel_step + 2 * coefficient_stride]
-        offset[j] = coefficients[j * channel_step + 3 * coefficient_stride]
-        if paired:
-            slope[j] = coefficients[j * channel_step + 4 * coefficient_stride]
-    transform(x, x_stride, dy, dy_stride, y, y_stride, rows, width, hi, lo, scale, offset, slope, stream, paired)
-
-
-cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients,
-                               Py_ssize_t coefficient_stride, bint stream, bint paired) noexcept nogil:
+cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
+                               bint stream, bint paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of one channel."""
-    cdef Py_ssize_t head = 0, rows, rest
-    if stream:
-        head = min(length, <Py_ssize_t>((64 - <size_t>y % 64) % 64 // sizeof(real)))
-        transform_tile(x, 0, dy, 0, y, 0, 1, head, coefficients, coefficient_stride, 0, False, paired)
-    rows = (length - head) // LANES
-    rest = (length - head) % LANES
-    transform_tile(x + head, LANES, dy + head if paired else dy, LANES, y + head, LANES, rows, LANES,
-                   coefficients, coefficient_stride, 0, stream, paired)
-    head += rows * LANES
-    transform_tile(x + head, 0, dy + head if paired else dy, 0, y + head, 0, 1, rest, coefficients, coefficient_stride, 0, False, paired)
+    cdef Py_ssize_t head, rows
+    if length < LANES:
+        transform(x, 0, dy, 0, y, 0, 1, length, 0, coefficients, stride, 0, False, paired)
+        return
+    if stream and length >= STREAM_LENGTH:
+        head = <Py_ssize_t>((64 - <size_t>y % 64) % 64 // sizeof(real))
+        transform(x, 0, dy, 0, y, 0, 1, head, 0, coefficients, stride, 0, False, paired)
+        x += head
+        y += head
+        if paired:
+            dy += head
+        length -= head
+        rows = length // LANES
+        transform(x, LANES, dy, LANES, y, LANES, rows, LANES, length - LANES if length % LANES else 0, coefficients, stride, 0, True, paired)
+    else:
+        rows = length // LANES
+        transform(x, LANES, dy, LANES, y, LANES, rows, LANES, length - LANES if length % LANES else 0, coefficients, stride, 0, False, paired)
 
 
 cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                  Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t coefficient_stride,
+                                  Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride,
                                   bint stream, bint paired) noexcept nogil:
     """The apply pass over `width` channels of `rows` pixels."""
     cdef Py_ssize_t c = 0, w
+    # Rows that don't all begin on a 16-byte boundary can't be streamed.
+    stream = stream and (<size_t>y | <size_t>(y_stride * sizeof(real)) | <size_t>(width * sizeof(real))) % 16 == 0
     while c < width:
-        w = min(TILE, width - c)
-        if w == TILE:
-            transform_tile(x + c, x_stride, dy + c if paired else dy, dy_stride, y + c, y_stride, rows, TILE,
-                           coefficients + c, coefficient_stride, 1, stream, paired)
+        w = width - c
+        if w >= TILE:
+            w = TILE
+            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, 0, coefficients + c, stride, 1, stream, paired)
+        elif w >= LANES:
+            w = LANES
+            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, 0, coefficients + c, stride, 1, stream, paired)
         else:
-            transform_tile(x + c, x_stride, dy + c if paired else dy, dy_stride, y + c, y_stride, rows, w,
-                           coefficients + c, coefficient_stride, 1, False, paired)
+            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, w, 0, coefficients + c, stride, 1, stream, paired)
         c += w
+        x += w
+        y += w
+        if paired:
+            dy += w
 
 
 # ---- phases: a range of the work's items, for one thread -------------------------------------------------------------------------------
@@ -425,75 +510,93 @@ cdef inline void reduce(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
 cdef inline void conclude(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
     """From the chunks' sums to what the apply pass needs."""
     cdef Py_ssize_t c
-    for c in range(c0, c1):
-        if job.reduction == MOMENTS:
-            merge_moments(job, c)
-        elif job.reduction == GRADIENTS:
-            merge_gradients(job, c)
-        if job.apply == FORWARD:
+    if job.reduction == MOMENTS:
+        merge_moments(job, c0, c1)
+    elif job.reduction == GRADIENTS:
+        merge_gradients(job, c0, c1)
+    if job.apply == FORWARD:
+        for c in range(c0, c1):
             forward_coefficients(job, c, kind)
-        elif job.apply == BACKWARD:
+    elif job.apply == BACKWARD:
+        for c in range(c0, c1):
             backward_coefficients(job, c, kind)
-        elif job.apply == FROZEN:
+    elif job.apply == FROZEN:
+        for c in range(c0, c1):
             frozen_coefficients(job, c, kind)
 
 
 cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                        real* kind) noexcept nogil:
     """The apply pass over the box [n0, n1) x [c0, c1) x [i0, i1)."""
-    cdef Py_ssize_t n = n0, c, rows
-    cdef const real* coefficients = <const real*>job.coefficients
     # What scales dy alone is the forward formula with dy in the place of x.
     cdef const View* x = &job.dy if job.apply == FROZEN else &job.x
     cdef bint paired = job.apply == BACKWARD
+    cdef Py_ssize_t n = n0, c, rows
+    cdef const real* coefficients = <const real*>job.coefficients
+    cdef const real* x_at
+    cdef const real* dy_at = NULL
+    cdef real* y_at
     if job.inner == 1:
         rows = max(1, BLOCK // (c1 - c0))
         while n < n1:
-            column_transform(element(x, n, c0, 0, kind), x.outer_stride, element(&job.dy, n, c0, 0, kind) if paired else NULL,
-                             job.dy.outer_stride, <real*>element(&job.y, n, c0, 0, kind), job.y.outer_stride, min(rows, n1 - n), c1 - c0,
+            if paired:
+                dy_at = element(&job.dy, n, c0, 0, kind)
+            column_transform(element(x, n, c0, 0, kind), x.outer_stride, dy_at, job.dy.outer_stride,
+                             <real*>element(&job.y, n, c0, 0, kind), job.y.outer_stride, min(rows, n1 - n), c1 - c0,
                              coefficients + c0, job.channels, job.stream, paired)
             n += rows
     else:
         for n in range(n0, n1):
+            x_at = element(x, n, c0, i0, kind)
+            y_at = <real*>element(&job.y, n, c0, i0, kind)
+            if paired:
+                dy_at = element(&job.dy, n, c0, i0, kind)
             for c in range(c0, c1):
-                row_transform(element(x, n, c, i0, kind), element(&job.dy, n, c, i0, kind) if paired else NULL,
-                              <real*>element(&job.y, n, c, i0, kind), i1 - i0, coefficients + c, job.channels, job.stream, paired)
+                row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.channels, job.stream, paired)
+                x_at += x.channel_stride
+                y_at += job.y.channel_stride
+                if paired:
+                    dy_at += job.dy.channel_stride
 
 
 cdef inline void channel_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are channels (row layout) or groups of LANES channels (column layout): all that is to be done for each, while it is in cache."""
-    cdef Py_ssize_t c0, c1, k, width = 1 if job.inner > 1 else TILE
-    cdef Py_ssize_t stop = end if job.inner > 1 else min(end * LANES, job.channels)
-    c0 = begin if job.inner > 1 else begin * LANES
-    while c0 < stop:
-        c1 = min(c0 + width, stop)
+    """Items are groups of channels: all that is to be done for each, while it is in cache."""
+    cdef Py_ssize_t item, k, c0, c1
+    for item in range(begin, end):
+        c0 = item * job.group
+        c1 = min(c0 + job.group, job.channels)
         for k in range(job.chunks):
             reduce(job, k, c0, c1 - c0, kind)
         conclude(job, c0, c1, kind)
         if job.apply:
             apply(job, 0, job.outer, c0, c1, 0, job.inner, kind)
-        c0 = c1
     stream_fence()
 
 
 cdef inline void reduce_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are chunks x channels (row layout) or chunks x tiles of channels (column layout)."""
-    cdef Py_ssize_t item, width = 1 if job.inner > 1 else TILE, groups = ceil_div(job.channels, width)
+    """Items are chunks x groups of channels."""
+    cdef Py_ssize_t item, c0, groups = ceil_div(job.channels, job.group)
     for item in range(begin, end):
-        reduce(job, item // groups, item % groups * width, min(width, job.channels - item % groups * width), kind)
+        c0 = item % groups * job.group
+        reduce(job, item // groups, c0, min(job.group, job.channels - c0), kind)
 
 
 cdef inline void apply_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are pixels (column layout) or pieces of planes (row layout), in the order of memory."""
-    cdef Py_ssize_t item, plane, i0
+    """Items are pixels (column layout) or planes or pieces of planes (row layout), in the order of memory."""
+    cdef Py_ssize_t item = begin, n, c, c1, i0
     if job.inner == 1:
         apply(job, begin, end, 0, job.channels, 0, 1, kind)
-    else:
-        for item in range(begin, end):
-            plane = item // job.pieces
+    while job.inner != 1 and item < end:
+        n = item // (job.channels * job.pieces)
+        c = item // job.pieces - n * job.channels
+        if job.pieces == 1:
+            c1 = min(job.channels, c + end - item)
+            apply(job, n, n + 1, c, c1, 0, job.inner, kind)
+            item += c1 - c
+        else:
             i0 = item % job.pieces * job.piece
-            apply(job, plane // job.channels, plane // job.channels + 1, plane % job.channels, plane % job.channels + 1,
-                  i0, min(i0 + job.piece, job.inner), kind)
+            apply(job, n, n + 1, c, c + 1, i0, min(i0 + job.piece, job.inner), kind)
+            item += 1
     stream_fence()
 
 
@@ -539,15 +642,15 @@ cdef void share(Job* job, phase work, Py_ssize_t items) noexcept nogil:
 
 
 cdef void run(Job* job) noexcept nogil:
-    cdef bint rows = job.inner > 1
+    cdef Py_ssize_t groups = ceil_div(job.channels, job.group)
     if job.reduction and job.by_channel:
-        share(job, run_channels, job.channels if rows else ceil_div(job.channels, LANES))
+        share(job, run_channels, groups)
         return
     if job.reduction:
-        share(job, run_reduce, job.chunks * (job.channels if rows else ceil_div(job.channels, TILE)))
+        share(job, run_reduce, job.chunks * groups)
     run_conclude(job, 0, job.channels)
     if job.apply:
-        share(job, run_apply, job.outer * job.channels * job.pieces if rows else job.outer)
+        share(job, run_apply, job.outer if job.inner == 1 else job.outer * job.channels * job.pieces)
 
 
 cdef Table table = Table(run=run)

@@ -44,11 +44,13 @@ ctypedef struct Job:
     # How a channel is cut for its reductions: a function of the shape alone (plan.pxd).
     Py_ssize_t chunk_outer      # outer indices to a chunk
     Py_ssize_t chunk_inner      # inner indices to a chunk
+    Py_ssize_t inner_chunks     # chunks along the inner axis
     Py_ssize_t chunks
     # How the work is shared: never changes a result.
     int threads
     int shares                  # parts of the work that threads take one by one
-    bint by_channel             # a channel's reduction and apply back to back, rather than all reductions first
+    Py_ssize_t group            # channels handled side by side
+    bint by_channel             # a group's reduction and apply back to back, rather than all reductions first
     bint stream                 # write past the caches
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
