@@ -8,10 +8,11 @@ import numpy as np
 cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.float cimport DBL_MAX
+from libc.math cimport NAN
 cimport numpy as cnp
 
 from . cimport dispatch
-from .kernels.plan cimport cut_channels, share_work
+from .kernels.plan cimport cut_channels, fold_views, share_work
 from .kernels.table cimport BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, View
 from .threads cimport threads_for
 
@@ -41,19 +42,21 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
     cdef cnp.ndarray target = y
     cdef Py_ssize_t coefficients, partials
-    cdef double elements
+    cdef double elements, bytes
     cdef char* memory
-    if not plain(x) or not (dy is None or plain(dy)) or not (y is None or plain(y)) or not view_together(job, axis, x, dy, y):
+    if cnp.PyArray_SIZE(x) == 0:
+        return conclude_empty(job, cnp.PyArray_DIM(x, axis))
+    if not prepare(job, axis, x, dy, y):
         x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
         dy = None if dy is None else np.ascontiguousarray(dy, dy.dtype.newbyteorder("="))
         target = None if y is None else np.empty(np.shape(x), x.dtype)
-        view_together(job, axis, x, dy, target)
+        prepare(job, axis, x, dy, target)
     job.dtype = FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FLOAT64
-    cut_channels(job)
     elements = <double>job.outer * job.channels * job.inner
-    share_work(job, threads_for(elements), elements * cnp.PyArray_ITEMSIZE(x) * (2 if dy is None else 3) > dispatch.stream_bytes)
-    partials = 2 * job.chunks * job.channels * sizeof(double) if job.reduction else 0
-    coefficients = COEFFICIENTS * job.channels * cnp.PyArray_ITEMSIZE(x)
+    bytes = elements * cnp.PyArray_ITEMSIZE(x) * (2 if dy is None else 3)
+    share_work(job, threads_for(elements), bytes > dispatch.stream_bytes, bytes)
+    partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
+    coefficients = COEFFICIENTS * job.columns * cnp.PyArray_ITEMSIZE(x)
     memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)
     if memory == NULL:
         raise MemoryError
@@ -65,6 +68,25 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     if target is not y:
         y[...] = target
     return 0
+
+
+cdef int conclude_empty(Job* job, Py_ssize_t channels) noexcept:
+    """Of no values, the statistics are NaN and the sums 0."""
+    cdef Py_ssize_t c
+    for c in range(channels):
+        if job.reduction == MOMENTS:
+            job.mean[c] = job.var[c] = NAN
+        elif job.reduction == GRADIENTS:
+            job.weight_grad[c] = job.bias_grad[c] = 0
+    return 0
+
+
+cdef bint prepare(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) noexcept:
+    """See the arrays as (outer, channels, inner) and cut the work; False where they must be copied first."""
+    if not plain(x) or not (dy is None or plain(dy)) or not (y is None or plain(y)) or not view_together(job, axis, x, dy, y):
+        return False
+    cut_channels(job)
+    return fold_views(job)
 
 
 @cython.freelist(4)

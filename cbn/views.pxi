@@ -27,6 +27,7 @@ cdef bint view_together(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.n
     views[0] = &job.x
     strides[0] = cnp.PyArray_STRIDES(x)
     job.x.data = cnp.PyArray_DATA(x)
+    job.dy.data = job.y.data = NULL
     if dy is not None:
         views[arrays] = &job.dy
         strides[arrays] = cnp.PyArray_STRIDES(dy)

@@ -9,7 +9,7 @@
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, NAN, fabs, sqrt
+from libc.math cimport fabs, sqrt
 
 from .plan cimport LANES, TILE, ceil_div
 from .table cimport BACKWARD, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, View
@@ -223,7 +223,7 @@ cdef inline Chunk chunk_of(const Job* job, Py_ssize_t k) noexcept nogil:
         n = k // job.inner_chunks
         i = k % job.inner_chunks
     chunk.n0 = n * job.chunk_outer
-    chunk.n1 = min(chunk.n0 + job.chunk_outer, job.outer)
+    chunk.n1 = min(chunk.n0 + job.chunk_outer, job.rows)
     chunk.i0 = i * job.chunk_inner
     chunk.i1 = min(chunk.i0 + job.chunk_inner, job.inner)
     return chunk
@@ -267,8 +267,8 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef double count = <double>(rows * length), mean, m2
     cdef double least = 1e-30 if real is float else 1e-290
     cdef double most = 1e37 if real is float else 1e300
-    cdef double* means = job.partials + 2 * k * job.channels + c0
-    cdef double* m2s = means + job.channels
+    cdef double* means = job.partials + 2 * k * job.columns + c0
+    cdef double* m2s = means + job.columns
     cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
     cdef const real* at
 
@@ -300,30 +300,40 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
             m2s[j] = total_q[j] - total_s[j] * mean
 
 
-cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const real* kind) noexcept nogil:
     """mean and var of channels from the chunks' moments, in their order: Chan, Golub & LeVeque 1983, eq. 1.5."""
-    cdef Py_ssize_t c, k
+    cdef Py_ssize_t c, i, k
     cdef Chunk chunk
-    cdef double count = 0, n, delta, share, weight
+    cdef double count = 0, n, delta, share, weight, x
     cdef const double* means
     cdef const double* m2s
     for k in range(job.chunks):
         chunk = chunk_of(job, k)
         n = <double>((chunk.n1 - chunk.n0) * (chunk.i1 - chunk.i0))
-        means = job.partials + 2 * k * job.channels
-        m2s = means + job.channels
-        share = n / (count + n)
+        for i in range(job.fold):
+            means = job.partials + 2 * k * job.columns + i * job.channels
+            m2s = means + job.columns
+            share = n / (count + n)
+            weight = share * count
+            count += n
+            for c in range(c0, c1):
+                if k == 0 and i == 0:
+                    job.mean[c] = means[c]
+                    job.var[c] = m2s[c]
+                else:
+                    delta = means[c] - job.mean[c]
+                    # Between infinities the sum says what their mean is.
+                    job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + means[c]
+                    job.var[c] += m2s[c] + delta * delta * weight
+    for i in range(job.tail // max(1, job.channels)):
+        share = 1 / (count + 1)
         weight = share * count
-        count += n
+        count += 1
         for c in range(c0, c1):
-            if k == 0:
-                job.mean[c] = means[c]
-                job.var[c] = m2s[c]
-            else:
-                delta = means[c] - job.mean[c]
-                # Between infinities the sum says what their mean is.
-                job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + means[c]
-                job.var[c] += m2s[c] + delta * delta * weight
+            x = element(&job.x, job.rows, i * job.channels + c, 0, kind)[0]
+            delta = x - job.mean[c]
+            job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + x
+            job.var[c] += delta * delta * weight
     for c in range(c0, c1):
         job.var[c] /= count
 
@@ -334,68 +344,71 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
     cdef real shift[TILE]
     cdef double total_s[TILE]
     cdef double total_q[TILE]
-    cdef double rest
-    cdef Py_ssize_t j
-    cdef double* dy_sums = job.partials + 2 * k * job.channels + c0
-    cdef double* products = dy_sums + job.channels
+    cdef double rest[TILE]
+    cdef Py_ssize_t j, c = c0 % job.channels
+    cdef double* dy_sums = job.partials + 2 * k * job.columns + c0
+    cdef double* products = dy_sums + job.columns
     for j in range(width):
-        shift[j] = <real>job.mean[c0 + j]
+        shift[j] = <real>job.mean[c]
+        rest[j] = job.mean[c] - shift[j]
+        c = c + 1 if c + 1 < job.channels else 0
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, True, kind)
     for j in range(width):
-        rest = job.mean[c0 + j] - shift[j]
         dy_sums[j] = total_s[j]
-        products[j] = total_q[j] - (rest * total_s[j] if rest != 0 else 0)
+        products[j] = total_q[j] - (rest[j] * total_s[j] if rest[j] != 0 else 0)
 
 
-cdef inline void merge_gradients(Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+cdef inline void merge_gradients(Job* job, Py_ssize_t c0, Py_ssize_t c1, const real* kind) noexcept nogil:
     """weight_grad and bias_grad of channels from the chunks' sums, in their order."""
-    cdef Py_ssize_t c, k
+    cdef Py_ssize_t c, i, k
+    cdef double dy
     cdef const double* dy_sums
     for c in range(c0, c1):
         job.bias_grad[c] = 0
         job.weight_grad[c] = 0
     for k in range(job.chunks):
-        dy_sums = job.partials + 2 * k * job.channels
+        for i in range(job.fold):
+            dy_sums = job.partials + 2 * k * job.columns + i * job.channels
+            for c in range(c0, c1):
+                job.bias_grad[c] += dy_sums[c]
+                job.weight_grad[c] += dy_sums[job.columns + c]
+    for i in range(job.tail // max(1, job.channels)):
         for c in range(c0, c1):
-            job.bias_grad[c] += dy_sums[c]
-            job.weight_grad[c] += dy_sums[job.channels + c]
+            dy = element(&job.dy, job.rows, i * job.channels + c, 0, kind)[0]
+            job.bias_grad[c] += dy
+            job.weight_grad[c] += dy * (element(&job.x, job.rows, i * job.channels + c, 0, kind)[0] - job.mean[c])
     for c in range(c0, c1):
         job.weight_grad[c] /= sqrt(job.var[c] + job.eps)
 
 
 # ---- coefficients of the apply pass ----------------------------------------------------------------------------------------------------
 #
-# forward:  y  = ((x - hi) - lo) * scale + bias                    with hi + lo = mean, scale = weight * invstd
-# backward: dx = ((dy - dy_mean) - ((x - hi) - lo) * slope) * scale    with slope = invstd * weight_grad / m
+# forward:  y  = ((x - hi) - lo) * scale + offset                  with hi + lo = mean, scale = weight * invstd, offset = bias
+# backward: dx = ((dy - offset) - ((x - hi) - lo) * slope) * scale    with offset = bias_grad / m, slope = weight_grad * invstd / m
+# frozen:   dx = dy * scale, as forward of dy with a mean and bias of 0
 
-cdef inline double split_mean(Job* job, Py_ssize_t c, real* hi, real* lo) noexcept nogil:
-    """Split mean[c] into hi + lo of the element type; return weight * invstd."""
-    cdef double mean = job.mean[c]
-    hi[c] = <real>mean
-    lo[c] = <real>(mean - hi[c]) if finite(hi[c]) else 0
-    return (job.weight[c] if job.weight != NULL else 1.0) / sqrt(job.var[c] + job.eps)
-
-
-cdef inline void forward_coefficients(Job* job, Py_ssize_t c, real* kind) noexcept nogil:
-    cdef real* at = <real*>job.coefficients
-    at[2 * job.channels + c] = <real>split_mean(job, c, at, at + job.channels)
-    at[3 * job.channels + c] = <real>(job.bias[c] if job.bias != NULL else 0.0)
-
-
-cdef inline void backward_coefficients(Job* job, Py_ssize_t c, real* kind) noexcept nogil:
-    cdef real* at = <real*>job.coefficients
-    cdef double count = <double>(job.outer * job.inner)
-    at[2 * job.channels + c] = <real>split_mean(job, c, at, at + job.channels)
-    at[3 * job.channels + c] = <real>(job.bias_grad[c] / count)
-    at[4 * job.channels + c] = <real>(job.weight_grad[c] / sqrt(job.var[c] + job.eps) / count)
-
-
-cdef inline void frozen_coefficients(Job* job, Py_ssize_t c, real* kind) noexcept nogil:
-    cdef real* at = <real*>job.coefficients
-    at[2 * job.channels + c] = <real>split_mean(job, c, at, at + job.channels)
-    at[c] = 0
-    at[job.channels + c] = 0
-    at[3 * job.channels + c] = 0
+cdef inline void coefficients_of(Job* job, Py_ssize_t c, real* at) noexcept nogil:
+    """Coefficients of channel c, in each of its columns."""
+    cdef double invstd = 1 / sqrt(job.var[c] + job.eps), count = <double>(job.outer * job.inner)
+    cdef real hi = <real>job.mean[c]
+    cdef real lo = <real>(job.mean[c] - hi) if finite(hi) else 0
+    cdef real scale = <real>((job.weight[c] if job.weight != NULL else 1.0) * invstd)
+    cdef real offset, slope = 0
+    cdef Py_ssize_t i
+    if job.apply == FORWARD:
+        offset = <real>(job.bias[c] if job.bias != NULL else 0.0)
+    elif job.apply == BACKWARD:
+        offset = <real>(job.bias_grad[c] / count)
+        slope = <real>(job.weight_grad[c] * invstd / count)
+    else:
+        hi = lo = offset = 0
+    for i in range(job.fold):
+        at[c] = hi
+        at[c + job.columns] = lo
+        at[c + 2 * job.columns] = scale
+        at[c + 3 * job.columns] = offset
+        at[c + 4 * job.columns] = slope
+        at += job.channels
 
 
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
@@ -511,23 +524,17 @@ cdef inline void conclude(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) no
     """From the chunks' sums to what the apply pass needs."""
     cdef Py_ssize_t c
     if job.reduction == MOMENTS:
-        merge_moments(job, c0, c1)
+        merge_moments(job, c0, c1, kind)
     elif job.reduction == GRADIENTS:
-        merge_gradients(job, c0, c1)
-    if job.apply == FORWARD:
+        merge_gradients(job, c0, c1, kind)
+    if job.apply:
         for c in range(c0, c1):
-            forward_coefficients(job, c, kind)
-    elif job.apply == BACKWARD:
-        for c in range(c0, c1):
-            backward_coefficients(job, c, kind)
-    elif job.apply == FROZEN:
-        for c in range(c0, c1):
-            frozen_coefficients(job, c, kind)
+            coefficients_of(job, c, <real*>job.coefficients)
 
 
 cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                        real* kind) noexcept nogil:
-    """The apply pass over the box [n0, n1) x [c0, c1) x [i0, i1)."""
+    """The apply pass over the box of rows [n0, n1) x columns [c0, c1) x inner indices [i0, i1)."""
     # What scales dy alone is the forward formula with dy in the place of x.
     cdef const View* x = &job.dy if job.apply == FROZEN else &job.x
     cdef bint paired = job.apply == BACKWARD
@@ -543,7 +550,7 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
                 dy_at = element(&job.dy, n, c0, 0, kind)
             column_transform(element(x, n, c0, 0, kind), x.outer_stride, dy_at, job.dy.outer_stride,
                              <real*>element(&job.y, n, c0, 0, kind), job.y.outer_stride, min(rows, n1 - n), c1 - c0,
-                             coefficients + c0, job.channels, job.stream, paired)
+                             coefficients + c0, job.columns, job.stream, paired)
             n += rows
     else:
         for n in range(n0, n1):
@@ -552,7 +559,7 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
             if paired:
                 dy_at = element(&job.dy, n, c0, i0, kind)
             for c in range(c0, c1):
-                row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.channels, job.stream, paired)
+                row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.columns, job.stream, paired)
                 x_at += x.channel_stride
                 y_at += job.y.channel_stride
                 if paired:
@@ -560,32 +567,34 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
 
 
 cdef inline void channel_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are groups of channels: all that is to be done for each, while it is in cache."""
+    """Items are groups of columns: all that is to be done for each, while it is in cache."""
     cdef Py_ssize_t item, k, c0, c1
     for item in range(begin, end):
         c0 = item * job.group
-        c1 = min(c0 + job.group, job.channels)
+        c1 = min(c0 + job.group, job.columns)
         for k in range(job.chunks):
             reduce(job, k, c0, c1 - c0, kind)
         conclude(job, c0, c1, kind)
         if job.apply:
-            apply(job, 0, job.outer, c0, c1, 0, job.inner, kind)
+            apply(job, 0, job.rows, c0, c1, 0, job.inner, kind)
     stream_fence()
 
 
 cdef inline void reduce_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are chunks x groups of channels."""
-    cdef Py_ssize_t item, c0, groups = ceil_div(job.channels, job.group)
+    """Items are chunks x groups of columns."""
+    cdef Py_ssize_t item, c0, groups = ceil_div(job.columns, job.group)
     for item in range(begin, end):
         c0 = item % groups * job.group
-        reduce(job, item // groups, c0, min(job.group, job.channels - c0), kind)
+        reduce(job, item // groups, c0, min(job.group, job.columns - c0), kind)
 
 
 cdef inline void apply_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are pixels (column layout) or planes or pieces of planes (row layout), in the order of memory."""
+    """Items are rows (column layout) or planes or pieces of planes (row layout), in the order of memory."""
     cdef Py_ssize_t item = begin, n, c, c1, i0
     if job.inner == 1:
-        apply(job, begin, end, 0, job.channels, 0, 1, kind)
+        apply(job, begin, end, 0, job.columns, 0, 1, kind)
+        if job.tail and end == job.rows:
+            apply(job, end, end + 1, 0, job.tail, 0, 1, kind)
     while job.inner != 1 and item < end:
         n = item // (job.channels * job.pieces)
         c = item // job.pieces - n * job.channels
@@ -642,7 +651,7 @@ cdef void share(Job* job, phase work, Py_ssize_t items) noexcept nogil:
 
 
 cdef void run(Job* job) noexcept nogil:
-    cdef Py_ssize_t groups = ceil_div(job.channels, job.group)
+    cdef Py_ssize_t groups = ceil_div(job.columns, job.group)
     if job.reduction and job.by_channel:
         share(job, run_channels, groups)
         return
@@ -650,7 +659,7 @@ cdef void run(Job* job) noexcept nogil:
         share(job, run_reduce, job.chunks * groups)
     run_conclude(job, 0, job.channels)
     if job.apply:
-        share(job, run_apply, job.outer if job.inner == 1 else job.outer * job.channels * job.pieces)
+        share(job, run_apply, job.rows if job.inner == 1 else job.rows * job.channels * job.pieces)
 
 
 cdef Table table = Table(run=run)

@@ -42,7 +42,11 @@ ctypedef struct Job:
     double* bias_grad
 
     # How a channel is cut for its reductions: a function of the shape alone (plan.pxd).
-    Py_ssize_t chunk_outer      # outer indices to a chunk
+    Py_ssize_t fold             # pixels seen side by side as one row, in the column layout with few channels; they must be contiguous
+    Py_ssize_t rows             # outer // fold
+    Py_ssize_t columns          # fold * channels
+    Py_ssize_t tail             # columns of a last row that is not whole
+    Py_ssize_t chunk_outer      # rows to a chunk
     Py_ssize_t chunk_inner      # inner indices to a chunk
     Py_ssize_t inner_chunks     # chunks along the inner axis
     Py_ssize_t chunks
@@ -56,8 +60,8 @@ ctypedef struct Job:
     Py_ssize_t pieces
 
     # Working memory, given by the caller.
-    double* partials            # (chunks, 2, channels)
-    void* coefficients          # (COEFFICIENTS, channels) of the element type
+    double* partials            # (chunks, 2, columns)
+    void* coefficients          # (COEFFICIENTS, columns) of the element type
 
 ctypedef struct Table:
     void (*run)(Job*) noexcept nogil
