@@ -19,7 +19,7 @@ if X86:
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mprefer-vector-width=512"]
 
 # Multiply-adds stay two roundings, so that every CPU level gives the same bits.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8"]
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8"]
 
 
 class BuildExt(build_ext):

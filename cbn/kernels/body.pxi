@@ -17,6 +17,7 @@ from .table cimport BACKWARD, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job,
 cdef extern from "stream.h" nogil:
     void stream_store(void* destination, const void* source, size_t bytes)
     void stream_fence()
+    void prefetch_rows(const void* p, size_t stride, size_t width)
 
 ctypedef fused real:            # of the elements
     float
@@ -48,6 +49,9 @@ cdef inline void accumulate(const real* x, Py_ssize_t x_stride, const real* dy, 
     cdef Py_ssize_t j, row = 0
     cdef wide c, a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
     while row + 8 <= rows:
+        prefetch_rows(x, x_stride * sizeof(real), width * sizeof(real))
+        if paired:
+            prefetch_rows(dy, dy_stride * sizeof(real), width * sizeof(real))
         for j in range(width):
             c = shift[j]
             b0 = <wide>x[j] - c
@@ -112,7 +116,7 @@ cdef inline void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, P
         row += FLUSH
 
 
-cdef void column_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
+cdef inline void column_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
                       const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` channels over `rows` pixels; the usual widths are constants of the inlined loops."""
     cdef Py_ssize_t c = 0, w
@@ -168,7 +172,7 @@ cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, 
         q[j] = lanes_q[j]
 
 
-cdef void row_sums(const View* x_view, const real* x, const View* dy_view, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width,
+cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width,
                    const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` channels over `rows` segments of `length` contiguous elements each."""
     cdef wide s[TILE * LANES]
@@ -249,6 +253,29 @@ cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
         row_sums(&job.x, x, &job.dy, dy, rows, chunk.i1 - chunk.i0, width, shift, total_s, total_q, paired)
 
 
+cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, double count, const real* x, const bint* wanted,
+                        double* means, double* m2s) noexcept nogil:
+    """Mean and M2 of the wanted channels of a chunk, whose first elements are at x, by two passes in float64."""
+    cdef double shift[TILE]
+    cdef double total_s[TILE]
+    cdef double total_q[TILE]
+    cdef double mean
+    cdef const real* at
+    cdef Py_ssize_t j
+    for j in range(width):
+        at = x + j * job.x.channel_stride
+        shift[j] = at[0] if finite(at[0]) else 0
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, x)
+    for j in range(width):
+        shift[j] += total_s[j] / count
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, x)
+    for j in range(width):
+        if wanted[j]:
+            mean = total_s[j] / count
+            means[j] = shift[j] + mean if finite(mean) else shift[j]
+            m2s[j] = total_q[j] - total_s[j] * mean
+
+
 cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
     """Mean and M2 (sum of squared deviations) of chunk k, for channels c0 to c0 + width, into job.partials.
 
@@ -257,7 +284,6 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     """
     cdef Chunk chunk = chunk_of(job, k)
     cdef real shift[TILE]
-    cdef double exact_shift[TILE]
     cdef double total_s[TILE]
     cdef double total_q[TILE]
     cdef bint bad[TILE]
@@ -286,18 +312,7 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     if not any_bad:
         return
 
-    for j in range(width):
-        at = x + j * job.x.channel_stride
-        exact_shift[j] = at[0] if finite(at[0]) else 0
-    chunk_sums(job, &chunk, c0, width, exact_shift, total_s, total_q, False, kind)
-    for j in range(width):
-        exact_shift[j] += total_s[j] / count
-    chunk_sums(job, &chunk, c0, width, exact_shift, total_s, total_q, False, kind)
-    for j in range(width):
-        if bad[j]:
-            mean = total_s[j] / count
-            means[j] = exact_shift[j] + mean if finite(mean) else exact_shift[j]
-            m2s[j] = total_q[j] - total_s[j] * mean
+    exact_moments(job, &chunk, c0, width, count, x, bad, means, m2s)
 
 
 cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const real* kind) noexcept nogil:
@@ -568,15 +583,19 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
 
 cdef inline void channel_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
     """Items are groups of columns: all that is to be done for each, while it is in cache."""
-    cdef Py_ssize_t item, k, c0, c1
+    cdef Py_ssize_t item, k, n, c0, c1
     for item in range(begin, end):
         c0 = item * job.group
         c1 = min(c0 + job.group, job.columns)
         for k in range(job.chunks):
             reduce(job, k, c0, c1 - c0, kind)
         conclude(job, c0, c1, kind)
-        if job.apply:
-            apply(job, 0, job.rows, c0, c1, 0, job.inner, kind)
+        if job.apply and job.inner == 1:
+            apply(job, 0, job.rows, c0, c1, 0, 1, kind)
+        elif job.apply:
+            # From the end: what was read last is most likely still in cache.
+            for n in range(job.rows - 1, -1, -1):
+                apply(job, n, n + 1, c0, c1, 0, job.inner, kind)
     stream_fence()
 
 

@@ -29,3 +29,12 @@ static inline void stream_store(void *destination, const void *source, size_t by
 static inline void stream_fence(void) { }
 
 #endif
+#ifndef PF
+#define PF 8192
+#endif
+static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width)
+{
+    const char *c = (const char *)p;
+    if (stride == width) { for (int r = 0; r < 8; r++) for (size_t k = 0; k < width; k += 64) __builtin_prefetch(c + PF + r * width + k, 0, 2); }
+    else for (int r = 0; r < 8; r++) for (size_t k = 0; k < width; k += 64) __builtin_prefetch(c + 8 * stride + r * stride + k, 0, 2);
+}
