@@ -4,6 +4,7 @@ from ._version import __version__
 from .config import show_config
 from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats
 from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .memory import empty_cache, get_cache_limit, set_cache_limit
 from .statistics import BatchStats
 from .threads import get_num_threads, num_threads, set_num_threads
 
@@ -18,8 +19,11 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_train",
     "batch_stats",
+    "empty_cache",
+    "get_cache_limit",
     "get_num_threads",
     "num_threads",
+    "set_cache_limit",
     "set_num_threads",
     "show_config",
 ]

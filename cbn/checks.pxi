@@ -165,13 +165,6 @@ cdef int check_overlap(cnp.ndarray out, str out_name, object a, str name, bint i
     return 0
 
 
-cdef cnp.ndarray new_like(cnp.ndarray x):
-    """A new array of x's shape and element type, native byte order, in the order of x's memory."""
-    if PyArray_ISNOTSWAPPED(x):
-        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
-    return np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False)
-
-
 cdef cnp.ndarray output(object out, cnp.ndarray x):
     """The array to write: `out`, checked, or a new one in x's memory order."""
     cdef cnp.ndarray array

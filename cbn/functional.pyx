@@ -14,6 +14,7 @@ cimport numpy as cnp
 from . cimport dispatch
 from .kernels.plan cimport cut_channels, fold_views, share_work
 from .kernels.table cimport BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, View
+from .memory cimport new_like
 from .threads cimport threads_for
 
 from .statistics import BatchStats
@@ -21,7 +22,6 @@ from .statistics import BatchStats
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
-    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, void* descr, int subok)
     bint PyArray_ISNOTSWAPPED(cnp.ndarray)
     bint PyArray_ISALIGNED(cnp.ndarray)
     bint PyArray_ISWRITEABLE(cnp.ndarray)
