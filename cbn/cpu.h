@@ -11,11 +11,13 @@
 
 #include <unistd.h>
 #ifdef _SC_LEVEL3_CACHE_SIZE
+static long second_level_cache(void) { return sysconf(_SC_LEVEL2_CACHE_SIZE); }
 static long last_level_cache(void)
 {
     long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    return size > 0 ? size : sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return size > 0 ? size : second_level_cache();
 }
 #else
+static long second_level_cache(void) { return 0; }
 static long last_level_cache(void) { return 0; }
 #endif

@@ -4,3 +4,4 @@ from .kernels.table cimport Table
 
 cdef Table* table
 cdef double stream_bytes
+cdef double core_cache

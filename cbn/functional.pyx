@@ -43,6 +43,7 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     cdef cnp.ndarray target = y
     cdef Py_ssize_t coefficients, partials
     cdef double elements, bytes
+    cdef int inputs
     cdef char* memory
     if cnp.PyArray_SIZE(x) == 0:
         return conclude_empty(job, cnp.PyArray_DIM(x, axis))
@@ -53,8 +54,9 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
         prepare(job, axis, x, dy, target)
     job.dtype = FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FLOAT64
     elements = <double>job.outer * job.channels * job.inner
-    bytes = elements * cnp.PyArray_ITEMSIZE(x) * (2 if dy is None else 3)
-    share_work(job, threads_for(elements), bytes > dispatch.stream_bytes, bytes)
+    bytes = elements * cnp.PyArray_ITEMSIZE(x)
+    inputs = 1 if dy is None else 2
+    share_work(job, threads_for(elements), (inputs + 1) * bytes > dispatch.stream_bytes, inputs * bytes, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
     coefficients = COEFFICIENTS * job.columns * cnp.PyArray_ITEMSIZE(x)
     memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)

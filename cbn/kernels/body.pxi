@@ -11,7 +11,7 @@ from cython.parallel cimport prange
 from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt
 
-from .plan cimport LANES, TILE, ceil_div
+from .plan cimport LANES, TILE, WIDEST, ceil_div
 from .table cimport BACKWARD, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, View
 
 cdef extern from "stream.h" nogil:
@@ -102,38 +102,44 @@ cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, doub
 
 cdef inline void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
                            const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
+    """Sums of `width` <= TILE columns over `rows` <= FLUSH rows."""
     cdef wide c[TILE]
     cdef wide s[TILE]
     cdef wide q[TILE]
-    cdef Py_ssize_t j, row = 0
+    cdef Py_ssize_t j
     for j in range(width):
         c[j] = shift[j]
         s[j] = 0
         q[j] = 0
-    while row < rows:
-        accumulate(x + row * x_stride, x_stride, dy + row * dy_stride if paired else dy, dy_stride, min(FLUSH, rows - row), width, c, s, q, paired)
-        flush(s, q, width, total_s, total_q)
-        row += FLUSH
+    accumulate(x, x_stride, dy, dy_stride, rows, width, c, s, q, paired)
+    flush(s, q, width, total_s, total_q)
 
 
 cdef inline void column_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
-                      const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
-    """Sums of `width` channels over `rows` pixels; the usual widths are constants of the inlined loops."""
-    cdef Py_ssize_t c = 0, w
-    while c < width:
-        w = width - c
-        if w >= TILE:
-            w = TILE
-            tile_sums(x, x_stride, dy, dy_stride, rows, TILE, shift + c, total_s + c, total_q + c, paired)
-        elif w >= LANES:
-            w = LANES
-            tile_sums(x, x_stride, dy, dy_stride, rows, LANES, shift + c, total_s + c, total_q + c, paired)
-        else:
-            tile_sums(x, x_stride, dy, dy_stride, rows, w, shift + c, total_s + c, total_q + c, paired)
-        c += w
-        x += w
-        if paired:
-            dy += w
+                             const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
+    """Sums of `width` columns: tile by tile over FLUSH rows at a time, so that neighbouring tiles are read soon after one another."""
+    cdef Py_ssize_t c, w, row = 0, n
+    cdef const real* x_at
+    cdef const real* dy_at = NULL
+    while row < rows:
+        n = min(FLUSH, rows - row)
+        c = 0
+        while c < width:
+            w = width - c
+            x_at = x + row * x_stride + c
+            if paired:
+                dy_at = dy + row * dy_stride + c
+            # The usual widths are constants of the inlined loops.
+            if w >= TILE:
+                w = TILE
+                tile_sums(x_at, x_stride, dy_at, dy_stride, n, TILE, shift + c, total_s + c, total_q + c, paired)
+            elif w >= LANES:
+                w = LANES
+                tile_sums(x_at, x_stride, dy_at, dy_stride, n, LANES, shift + c, total_s + c, total_q + c, paired)
+            else:
+                tile_sums(x_at, x_stride, dy_at, dy_stride, n, w, shift + c, total_s + c, total_q + c, paired)
+            c += w
+        row += FLUSH
 
 
 cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, wide shift, wide* s, wide* q, bint paired) noexcept nogil:
@@ -240,7 +246,7 @@ cdef inline const real* element(const View* view, Py_ssize_t n, Py_ssize_t c, Py
 
 cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                             double* total_s, double* total_q, bint paired, const real* kind) noexcept nogil:
-    """Sums over a chunk for `width` <= TILE channels from c0 on."""
+    """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE)."""
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0
     cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
     cdef const real* dy = element(&job.dy, chunk.n0, c0, chunk.i0, kind) if paired else NULL
@@ -256,9 +262,9 @@ cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
 cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, double count, const real* x, const bint* wanted,
                         double* means, double* m2s) noexcept nogil:
     """Mean and M2 of the wanted channels of a chunk, whose first elements are at x, by two passes in float64."""
-    cdef double shift[TILE]
-    cdef double total_s[TILE]
-    cdef double total_q[TILE]
+    cdef double shift[WIDEST]
+    cdef double total_s[WIDEST]
+    cdef double total_q[WIDEST]
     cdef double mean
     cdef const real* at
     cdef Py_ssize_t j
@@ -283,10 +289,10 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     4 standard deviations off), or squares left the range of the element type, the channel is done again by two passes in float64.
     """
     cdef Chunk chunk = chunk_of(job, k)
-    cdef real shift[TILE]
-    cdef double total_s[TILE]
-    cdef double total_q[TILE]
-    cdef bint bad[TILE]
+    cdef real shift[WIDEST]
+    cdef double total_s[WIDEST]
+    cdef double total_q[WIDEST]
+    cdef bint bad[WIDEST]
     cdef bint any_bad = False
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0
     cdef Py_ssize_t step = rows // 8 * job.x.outer_stride + length // 8
@@ -356,10 +362,10 @@ cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const rea
 cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
     """Sums of dy and of dy * (x - mean) over chunk k, into job.partials."""
     cdef Chunk chunk = chunk_of(job, k)
-    cdef real shift[TILE]
-    cdef double total_s[TILE]
-    cdef double total_q[TILE]
-    cdef double rest[TILE]
+    cdef real shift[WIDEST]
+    cdef double total_s[WIDEST]
+    cdef double total_q[WIDEST]
+    cdef double rest[WIDEST]
     cdef Py_ssize_t j, c = c0 % job.channels
     cdef double* dy_sums = job.partials + 2 * k * job.columns + c0
     cdef double* products = dy_sums + job.columns
@@ -600,30 +606,30 @@ cdef inline void channel_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real*
 
 
 cdef inline void reduce_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are chunks x groups of columns."""
-    cdef Py_ssize_t item, c0, groups = ceil_div(job.columns, job.group)
+    """Items are chunks x groups of columns of the window."""
+    cdef Py_ssize_t item, c0, groups = ceil_div(job.c1 - job.c0, job.group)
     for item in range(begin, end):
-        c0 = item % groups * job.group
-        reduce(job, item // groups, c0, min(job.group, job.columns - c0), kind)
+        c0 = job.c0 + item % groups * job.group
+        reduce(job, item // groups, c0, min(job.group, job.c1 - c0), kind)
 
 
 cdef inline void apply_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are rows (column layout) or planes or pieces of planes (row layout), in the order of memory."""
-    cdef Py_ssize_t item = begin, n, c, c1, i0
+    """Items are rows (column layout), or planes or pieces of planes (row layout), of the window, in the order of memory."""
+    cdef Py_ssize_t item = begin, n, c, count, i0, width = job.c1 - job.c0
     if job.inner == 1:
-        apply(job, begin, end, 0, job.columns, 0, 1, kind)
+        apply(job, begin, end, job.c0, job.c1, 0, 1, kind)
         if job.tail and end == job.rows:
             apply(job, end, end + 1, 0, job.tail, 0, 1, kind)
     while job.inner != 1 and item < end:
-        n = item // (job.channels * job.pieces)
-        c = item // job.pieces - n * job.channels
+        n = item // (width * job.pieces)
+        c = item // job.pieces - n * width
         if job.pieces == 1:
-            c1 = min(job.channels, c + end - item)
-            apply(job, n, n + 1, c, c1, 0, job.inner, kind)
-            item += c1 - c
+            count = min(width - c, end - item)
+            apply(job, n, n + 1, job.c0 + c, job.c0 + c + count, 0, job.inner, kind)
+            item += count
         else:
             i0 = item % job.pieces * job.piece
-            apply(job, n, n + 1, c, c + 1, i0, min(i0 + job.piece, job.inner), kind)
+            apply(job, n, n + 1, job.c0 + c, job.c0 + c + 1, i0, min(i0 + job.piece, job.inner), kind)
             item += 1
     stream_fence()
 
@@ -660,25 +666,30 @@ ctypedef void (*phase)(Job*, Py_ssize_t, Py_ssize_t) noexcept nogil
 
 
 cdef void share(Job* job, phase work, Py_ssize_t items) noexcept nogil:
-    """Run a phase over all its items, on job.threads threads."""
-    cdef Py_ssize_t shares = min(items, <Py_ssize_t>job.shares), i
-    if job.threads == 1 or shares <= 1:
+    """Run a phase over all its items, on job.threads threads, each thread the same share every time."""
+    cdef Py_ssize_t shares = min(items, <Py_ssize_t>job.threads), i
+    if shares <= 1:
         work(job, 0, items)
     else:
-        for i in prange(shares, num_threads=job.threads, schedule="dynamic", chunksize=1):
+        for i in prange(shares, num_threads=job.threads, schedule="static", chunksize=1):
             work(job, items * i // shares, items * (i + 1) // shares)
 
 
 cdef void run(Job* job) noexcept nogil:
-    cdef Py_ssize_t groups = ceil_div(job.columns, job.group)
+    cdef Py_ssize_t width
     if job.reduction and job.by_channel:
-        share(job, run_channels, groups)
+        share(job, run_channels, ceil_div(job.columns, job.group))
         return
-    if job.reduction:
-        share(job, run_reduce, job.chunks * groups)
-    run_conclude(job, 0, job.channels)
-    if job.apply:
-        share(job, run_apply, job.rows if job.inner == 1 else job.rows * job.channels * job.pieces)
+    job.c0 = 0
+    while job.c0 < job.columns:
+        job.c1 = min(job.c0 + job.window, job.columns)
+        width = job.c1 - job.c0
+        if job.reduction:
+            share(job, run_reduce, job.chunks * ceil_div(width, job.group))
+        run_conclude(job, job.c0, min(job.c1, job.channels))
+        if job.apply:
+            share(job, run_apply, job.rows if job.inner == 1 else job.rows * width * job.pieces)
+        job.c0 = job.c1
 
 
 cdef Table table = Table(run=run)

@@ -4,11 +4,11 @@ from .table cimport Job, View
 
 cdef enum:
     LANES = 16          # partial sums of a channel side by side in the row layout: one AVX-512 register of float32
-    TILE = 64           # channels handled side by side, at most
+    TILE = 64           # channels handled side by side: in registers in the column layout, at most in the row layout
+    WIDEST = 512        # columns of the column layout that a reduction takes at a time
     CHUNK = 16384       # elements of a channel worth a chunk of their own, row layout
     CHUNK_ROWS = 512    # rows worth a chunk of their own, column layout
     MAX_CHUNKS = 64     # bounds the memory of partial results and the parallelism of a single channel
-    IN_CACHE = 1 << 20  # bytes that lie in the caches of the cores that share them
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -53,19 +53,38 @@ cdef inline bint fold_views(Job* job) noexcept nogil:
     return True
 
 
-cdef inline void share_work(Job* job, int threads, bint stream, double bytes) noexcept nogil:
-    """Choose how `threads` threads share the work on `bytes` of arrays, and whether they write past the caches."""
-    cdef Py_ssize_t planes = job.rows * job.columns, groups, rounds
+cdef inline void share_work(Job* job, int threads, bint stream, double bytes, double core_cache) noexcept nogil:
+    """Choose how `threads` threads, each with a cache of its own, share the work on `bytes` of input, and whether they write past the caches.
+
+    Each thread takes groups of channels from reduction to apply (by_channel), or all threads together take a window of channels at a time: one
+    group where that is more than the cache of one core holds, otherwise all of them.
+    """
+    cdef Py_ssize_t planes, groups
     job.threads = threads
-    job.shares = threads
     job.stream = stream
-    # Columns side by side: in the row layout, enough channels for 4096 contiguous elements.
-    job.group = TILE if job.inner == 1 else max(1, min(TILE, 4096 // max(1, job.inner)))
-    # Channel by channel unless that would leave threads idle for more than an eighth of the time. In the column layout memory is walked best in
-    # its own order, unless it is all in cache.
-    groups = ceil_div(job.columns, job.group)
-    rounds = ceil_div(groups, threads)
-    job.by_channel = rounds * threads * 8 <= groups * 9 and (job.inner > 1 or job.fold == 1 and threads > 1 and bytes <= IN_CACHE)
+    job.window = job.columns
+    job.by_channel = False
+    if job.inner == 1:
+        # Memory is walked best in its own order, unless it is all in cache.
+        job.group = WIDEST
+        groups = ceil_div(job.columns, TILE)
+        if job.fold == 1 and threads > 1 and bytes <= core_cache and balanced(groups, threads):
+            job.by_channel = True
+            job.group = TILE
+    else:
+        # Side by side, enough channels for 4096 contiguous elements.
+        job.group = max(1, min(TILE, 4096 // max(1, job.inner)))
+        groups = ceil_div(job.columns, job.group)
+        if threads > 1 and job.reduction and bytes > groups * core_cache:
+            job.window = job.group
+        else:
+            job.by_channel = balanced(groups, threads)
+    planes = job.rows * job.window
     job.pieces = 1 if threads == 1 or planes == 0 else min(ceil_div(4 * threads, planes), ceil_div(job.inner, LANES))
     job.piece = max(1, ceil_div(ceil_div(job.inner, max(1, job.pieces)), LANES) * LANES)
     job.pieces = ceil_div(job.inner, job.piece)
+
+
+cdef inline bint balanced(Py_ssize_t items, Py_ssize_t threads) noexcept nogil:
+    """Whether threads that share items are idle for at most an eighth of the time."""
+    return ceil_div(items, threads) * threads * 8 <= items * 9

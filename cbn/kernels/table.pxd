@@ -52,9 +52,10 @@ ctypedef struct Job:
     Py_ssize_t chunks
     # How the work is shared: never changes a result.
     int threads
-    int shares                  # parts of the work that threads take one by one
-    Py_ssize_t group            # channels handled side by side
-    bint by_channel             # a group's reduction and apply back to back, rather than all reductions first
+    Py_ssize_t group            # columns that a reduction takes side by side
+    bint by_channel             # threads take groups, rather than all threads together a window
+    Py_ssize_t window           # columns to a window
+    Py_ssize_t c0, c1           # the window that the threads are at
     bint stream                 # write past the caches
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
