@@ -80,7 +80,10 @@ cdef int load(object a, str name, double* destination, Py_ssize_t channels, cnp.
         array = array.astype(np.float64)
     data = <char*>cnp.PyArray_DATA(array)
     stride = cnp.PyArray_STRIDE(array, 0)
-    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 and stride == sizeof(float):
+        for c in range(channels):
+            destination[c] = (<float*>data)[c]
+    elif cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
         for c in range(channels):
             destination[c] = (<float*>(data + c * stride))[0]
     else:

@@ -11,7 +11,7 @@ cdef extern from "parallel.h":
     int openmp_version()
 
 # Elements that one thread finishes sooner than a second one is woken.
-cdef double grain = 32768
+cdef double grain = 12288
 
 cdef object _context_limit = contextvars.ContextVar("cbn.num_threads", default=None)
 cdef int _openmp_limit = omp_get_max_threads()      # at import; OpenMP itself has read OMP_NUM_THREADS

@@ -12,7 +12,7 @@ from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt
 
 from .plan cimport LANES, TILE, WIDEST, ceil_div
-from .table cimport BACKWARD, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, View
+from .table cimport BACKWARD, COEFFICIENTS, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, View
 
 cdef extern from "stream.h" nogil:
     void stream_store(void* destination, const void* source, size_t bytes)
@@ -30,6 +30,7 @@ ctypedef fused wide:            # of the accumulators: as the elements, or wider
 cdef enum:
     FLUSH = 256                 # rows summed in the accumulators' own precision
     STREAM_LENGTH = 512         # elements of a segment that are worth aligning for stores past the caches
+    MANY = 1024                 # columns x chunks worth concluding on several threads
     BLOCK = 8192                # elements of a block of pixels that the apply pass walks tile by tile
 
 
@@ -142,14 +143,21 @@ cdef inline void column_sums(const real* x, Py_ssize_t x_stride, const real* dy,
         row += FLUSH
 
 
-cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, wide shift, wide* s, wide* q, bint paired) noexcept nogil:
-    """Sums of `length` contiguous elements of one channel, element i into lane i % LANES or, for the last length % LANES, one of the last lanes."""
+cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, wide shift, wide* s, wide* q, bint first, bint paired) noexcept nogil:
+    """Add `length` contiguous elements of one channel to its LANES sums (or, if first, start these).
+
+    Element i goes to lane i % LANES; the last length % LANES ones go to the last lanes.
+    """
     cdef wide c[LANES]
     cdef wide lanes_s[LANES]
     cdef wide lanes_q[LANES]
     cdef wide a, b
     cdef Py_ssize_t j, rest = length % LANES
     if length < LANES:
+        if first:
+            for j in range(LANES):
+                s[j] = 0
+                q[j] = 0
         for j in range(length):
             b = <wide>x[j] - shift
             a = <wide>dy[j] if paired else b
@@ -158,8 +166,8 @@ cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, 
         return
     for j in range(LANES):
         c[j] = shift
-        lanes_s[j] = s[j]
-        lanes_q[j] = q[j]
+        lanes_s[j] = 0 if first else s[j]
+        lanes_q[j] = 0 if first else q[j]
     accumulate(x, LANES, dy, LANES, length // LANES, LANES, c, lanes_s, lanes_q, paired)
     if rest:
         # The last LANES elements again, those done before left out: full width, no tail loop.
@@ -179,46 +187,53 @@ cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, 
 
 
 cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width,
-                   const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
+                          const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` channels over `rows` segments of `length` contiguous elements each."""
     cdef wide s[TILE * LANES]
     cdef wide q[TILE * LANES]
     cdef double lanes_s[TILE * LANES]
     cdef double lanes_q[TILE * LANES]
+    cdef bint first = True, flushed = False
     cdef Py_ssize_t c, i, j, row, part, filled = 0
-    for j in range(width * LANES):
-        s[j] = 0
-        q[j] = 0
-        lanes_s[j] = 0
-        lanes_q[j] = 0
     for row in range(rows):
         i = 0
         while i < length:
             part = min(length - i, FLUSH * LANES)
             if filled + part > FLUSH * LANES:
+                if not flushed:
+                    for j in range(width * LANES):
+                        lanes_s[j] = 0
+                        lanes_q[j] = 0
                 flush(s, q, width * LANES, lanes_s, lanes_q)
+                flushed = True
                 filled = 0
             for c in range(width):
                 segment_sums(x + c * x_view.channel_stride + i, dy + c * dy_view.channel_stride + i if paired else dy, part, shift[c],
-                             s + c * LANES, q + c * LANES, paired)
+                             s + c * LANES, q + c * LANES, first, paired)
+            first = False
             i += part
             filled += part
         x += x_view.outer_stride
         if paired:
             dy += dy_view.outer_stride
-    flush(s, q, width * LANES, lanes_s, lanes_q)
-    for c in range(width):
-        total_s[c] += fold(lanes_s + c * LANES)
-        total_q[c] += fold(lanes_q + c * LANES)
+    if flushed:
+        flush(s, q, width * LANES, lanes_s, lanes_q)
+        for c in range(width):
+            total_s[c] += folded(lanes_s + c * LANES)
+            total_q[c] += folded(lanes_q + c * LANES)
+    else:
+        for c in range(width):
+            total_s[c] += folded(s + c * LANES)
+            total_q[c] += folded(q + c * LANES)
 
 
-cdef inline double fold(const double* lanes) noexcept nogil:
-    """The sum of LANES values, as a tree."""
-    cdef double halves[8]
+cdef inline double folded(const wide* lanes) noexcept nogil:
+    """The sum of LANES values in float64, halves upon halves."""
+    cdef double h[8]
     cdef Py_ssize_t j
     for j in range(8):
-        halves[j] = lanes[j] + lanes[j + 8]
-    return sum8(halves[0], halves[1], halves[2], halves[3], halves[4], halves[5], halves[6], halves[7])
+        h[j] = <double>lanes[j] + <double>lanes[j + 8]
+    return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]))
 
 
 ctypedef struct Chunk:
@@ -285,8 +300,9 @@ cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ss
 cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
     """Mean and M2 (sum of squared deviations) of chunk k, for channels c0 to c0 + width, into job.partials.
 
-    One pass over shifted data: the shift is the mean of 8 elements spread over the chunk. Where that was a bad guess (the mean lies more than
-    4 standard deviations off), or squares left the range of the element type, the channel is done again by two passes in float64.
+    One pass over shifted data: the shift is the mean of 8 elements spread over the chunk or, in a small chunk, its first element. Where that was
+    a bad guess (the mean lies more than 4 standard deviations off), or squares left the range of the element type, the channel is done again
+    by two passes in float64.
     """
     cdef Chunk chunk = chunk_of(job, k)
     cdef real shift[WIDEST]
@@ -304,9 +320,13 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
     cdef const real* at
 
-    for j in range(width):
-        at = x + j * job.x.channel_stride
-        shift[j] = sum8(at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
+    if rows * length < 1024:
+        for j in range(width):
+            shift[j] = x[j * job.x.channel_stride]
+    else:
+        for j in range(width):
+            at = x + j * job.x.channel_stride
+            shift[j] = sum8(at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, False, kind)
     for j in range(width):
         mean = total_s[j] / count
@@ -408,46 +428,66 @@ cdef inline void merge_gradients(Job* job, Py_ssize_t c0, Py_ssize_t c1, const r
 # backward: dx = ((dy - offset) - ((x - hi) - lo) * slope) * scale    with offset = bias_grad / m, slope = weight_grad * invstd / m
 # frozen:   dx = dy * scale, as forward of dy with a mean and bias of 0
 
-cdef inline void coefficients_of(Job* job, Py_ssize_t c, real* at) noexcept nogil:
-    """Coefficients of channel c, in each of its columns."""
-    cdef double invstd = 1 / sqrt(job.var[c] + job.eps), count = <double>(job.outer * job.inner)
-    cdef real hi = <real>job.mean[c]
-    cdef real lo = <real>(job.mean[c] - hi) if finite(hi) else 0
-    cdef real scale = <real>((job.weight[c] if job.weight != NULL else 1.0) * invstd)
-    cdef real offset, slope = 0
-    cdef Py_ssize_t i
-    if job.apply == FORWARD:
-        offset = <real>(job.bias[c] if job.bias != NULL else 0.0)
-    elif job.apply == BACKWARD:
-        offset = <real>(job.bias_grad[c] / count)
-        slope = <real>(job.weight_grad[c] * invstd / count)
+cdef inline void coefficients_of(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* at) noexcept nogil:
+    """Coefficients of channels c0 to c1, in each of their columns."""
+    cdef real* hi = at
+    cdef real* lo = hi + job.columns
+    cdef real* scale = lo + job.columns
+    cdef real* offset = scale + job.columns
+    cdef real* slope = offset + job.columns
+    cdef const double* mean = job.mean
+    cdef const double* var = job.var
+    cdef const double* weight = job.weight
+    cdef double eps = job.eps, each = 1 / (<double>job.outer * job.inner)
+    cdef Py_ssize_t c, i, array
+    for c in range(c0, c1):
+        hi[c] = <real>mean[c]
+        lo[c] = <real>(mean[c] - hi[c]) if finite(hi[c]) else 0
+    if weight != NULL:
+        for c in range(c0, c1):
+            scale[c] = <real>(weight[c] / sqrt(var[c] + eps))
     else:
-        hi = lo = offset = 0
-    for i in range(job.fold):
-        at[c] = hi
-        at[c + job.columns] = lo
-        at[c + 2 * job.columns] = scale
-        at[c + 3 * job.columns] = offset
-        at[c + 4 * job.columns] = slope
-        at += job.channels
+        for c in range(c0, c1):
+            scale[c] = <real>(1 / sqrt(var[c] + eps))
+    if job.apply == FORWARD:
+        for c in range(c0, c1):
+            offset[c] = <real>job.bias[c] if job.bias != NULL else 0
+    elif job.apply == BACKWARD:
+        for c in range(c0, c1):
+            offset[c] = <real>(job.bias_grad[c] * each)
+            slope[c] = <real>(job.weight_grad[c] / sqrt(var[c] + eps) * each)
+    else:
+        for c in range(c0, c1):
+            hi[c] = lo[c] = offset[c] = 0
+    for i in range(1, job.fold):
+        for array in range(COEFFICIENTS):
+            for c in range(c0, c1):
+                at[array * job.columns + i * job.channels + c] = at[array * job.columns + c]
 
 
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
 
 cdef inline void transform_row(const real* x, const real* dy, real* y, Py_ssize_t width, const real* hi, const real* lo, const real* scale,
-                               const real* offset, const real* slope, bint paired) noexcept nogil:
+                               const real* offset, const real* slope, bint stream, bint paired) noexcept nogil:
+    """One row of the apply pass; computed before it is stored, so y may be x or dy."""
+    cdef real row[TILE]         # of this function, so that it never leaves the registers
     cdef Py_ssize_t j
     for j in range(width):
         if paired:
-            y[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
+            row[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
         else:
-            y[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+            row[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+    if stream:
+        stream_store(y, row, width * sizeof(real))
+    else:
+        for j in range(width):
+            y[j] = row[j]
 
 
 cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                            Py_ssize_t rows, Py_ssize_t width, Py_ssize_t overlap, const real* coefficients, Py_ssize_t stride,
                            Py_ssize_t channel_step, bint stream, bint paired) noexcept nogil:
-    """The apply pass down the rows of a tile. A row is computed before it is stored, so y may be x or dy.
+    """The apply pass down the rows of a tile.
 
     overlap : where a further row begins that overlaps the last one (the end of a segment that isn't whole rows); 0: there is none.
     channel_step : 1 where the columns are channels, 0 where they are elements of one channel.
@@ -457,7 +497,6 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
     cdef real scale[TILE]
     cdef real offset[TILE]
     cdef real slope[TILE]
-    cdef real row[TILE]
     cdef real last[TILE]
     cdef real* end = y + overlap
     cdef Py_ssize_t i, j
@@ -469,14 +508,9 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
         if paired:
             slope[j] = coefficients[j * channel_step + 4 * stride]
     if overlap:
-        transform_row(x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, paired)
+        transform_row(x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, False, paired)
     for i in range(rows):
-        transform_row(x, dy, row, width, hi, lo, scale, offset, slope, paired)
-        if stream:
-            stream_store(y, row, width * sizeof(real))
-        else:
-            for j in range(width):
-                y[j] = row[j]
+        transform_row(x, dy, y, width, hi, lo, scale, offset, slope, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
@@ -489,11 +523,11 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
 cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
                                bint stream, bint paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of one channel."""
-    cdef Py_ssize_t head, rows
+    cdef Py_ssize_t head
     if length < LANES:
         transform(x, 0, dy, 0, y, 0, 1, length, 0, coefficients, stride, 0, False, paired)
         return
-    if stream and length >= STREAM_LENGTH:
+    if stream:
         head = <Py_ssize_t>((64 - <size_t>y % 64) % 64 // sizeof(real))
         transform(x, 0, dy, 0, y, 0, 1, head, 0, coefficients, stride, 0, False, paired)
         x += head
@@ -501,20 +535,14 @@ cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_
         if paired:
             dy += head
         length -= head
-        rows = length // LANES
-        transform(x, LANES, dy, LANES, y, LANES, rows, LANES, length - LANES if length % LANES else 0, coefficients, stride, 0, True, paired)
-    else:
-        rows = length // LANES
-        transform(x, LANES, dy, LANES, y, LANES, rows, LANES, length - LANES if length % LANES else 0, coefficients, stride, 0, False, paired)
+    transform(x, LANES, dy, LANES, y, LANES, length // LANES, LANES, length - LANES if length % LANES else 0, coefficients, stride, 0, stream, paired)
 
 
 cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                                   Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride,
                                   bint stream, bint paired) noexcept nogil:
-    """The apply pass over `width` channels of `rows` pixels."""
+    """The apply pass over `width` columns of `rows` rows."""
     cdef Py_ssize_t c = 0, w
-    # Rows that don't all begin on a 16-byte boundary can't be streamed.
-    stream = stream and (<size_t>y | <size_t>(y_stride * sizeof(real)) | <size_t>(width * sizeof(real))) % 16 == 0
     while c < width:
         w = width - c
         if w >= TILE:
@@ -543,22 +571,26 @@ cdef inline void reduce(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
 
 cdef inline void conclude(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
     """From the chunks' sums to what the apply pass needs."""
-    cdef Py_ssize_t c
     if job.reduction == MOMENTS:
         merge_moments(job, c0, c1, kind)
     elif job.reduction == GRADIENTS:
         merge_gradients(job, c0, c1, kind)
     if job.apply:
-        for c in range(c0, c1):
-            coefficients_of(job, c, <real*>job.coefficients)
+        coefficients_of(job, c0, c1, <real*>job.coefficients)
 
 
 cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                        real* kind) noexcept nogil:
     """The apply pass over the box of rows [n0, n1) x columns [c0, c1) x inner indices [i0, i1)."""
-    # What scales dy alone is the forward formula with dy in the place of x.
-    cdef const View* x = &job.dy if job.apply == FROZEN else &job.x
-    cdef bint paired = job.apply == BACKWARD
+    if job.apply == BACKWARD:
+        apply_box(job, &job.x, n0, n1, c0, c1, i0, i1, True, kind)
+    else:
+        # What scales dy alone is the forward formula with dy in the place of x.
+        apply_box(job, &job.dy if job.apply == FROZEN else &job.x, n0, n1, c0, c1, i0, i1, False, kind)
+
+
+cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
+                           bint paired, real* kind) noexcept nogil:
     cdef Py_ssize_t n = n0, c, rows
     cdef const real* coefficients = <const real*>job.coefficients
     cdef const real* x_at
@@ -569,9 +601,15 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
         while n < n1:
             if paired:
                 dy_at = element(&job.dy, n, c0, 0, kind)
-            column_transform(element(x, n, c0, 0, kind), x.outer_stride, dy_at, job.dy.outer_stride,
-                             <real*>element(&job.y, n, c0, 0, kind), job.y.outer_stride, min(rows, n1 - n), c1 - c0,
-                             coefficients + c0, job.columns, job.stream, paired)
+            x_at = element(x, n, c0, 0, kind)
+            y_at = <real*>element(&job.y, n, c0, 0, kind)
+            # Rows that don't all begin on a 16-byte boundary can't be streamed.
+            if job.stream and (<size_t>y_at | <size_t>(job.y.outer_stride * sizeof(real)) | <size_t>((c1 - c0) * sizeof(real))) % 16 == 0:
+                column_transform(x_at, x.outer_stride, dy_at, job.dy.outer_stride, y_at, job.y.outer_stride, min(rows, n1 - n), c1 - c0,
+                                 coefficients + c0, job.columns, True, paired)
+            else:
+                column_transform(x_at, x.outer_stride, dy_at, job.dy.outer_stride, y_at, job.y.outer_stride, min(rows, n1 - n), c1 - c0,
+                                 coefficients + c0, job.columns, False, paired)
             n += rows
     else:
         for n in range(n0, n1):
@@ -580,7 +618,10 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
             if paired:
                 dy_at = element(&job.dy, n, c0, i0, kind)
             for c in range(c0, c1):
-                row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.columns, job.stream, paired)
+                if job.stream and i1 - i0 >= STREAM_LENGTH:
+                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.columns, True, paired)
+                else:
+                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.columns, False, paired)
                 x_at += x.channel_stride
                 y_at += job.y.channel_stride
                 if paired:
@@ -614,23 +655,26 @@ cdef inline void reduce_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* 
 
 
 cdef inline void apply_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are rows (column layout), or planes or pieces of planes (row layout), of the window, in the order of memory."""
-    cdef Py_ssize_t item = begin, n, c, count, i0, width = job.c1 - job.c0
+    """Items are rows (column layout), or planes or pieces of planes (row layout), of the window, in the order of memory.
+
+    Planes are taken from the end: what a reduction has just read last is most likely still in cache.
+    """
+    cdef Py_ssize_t item = end, n, c, count, i0, width = job.c1 - job.c0
     if job.inner == 1:
         apply(job, begin, end, job.c0, job.c1, 0, 1, kind)
         if job.tail and end == job.rows:
             apply(job, end, end + 1, 0, job.tail, 0, 1, kind)
-    while job.inner != 1 and item < end:
-        n = item // (width * job.pieces)
-        c = item // job.pieces - n * width
+    while job.inner != 1 and item > begin:
+        n = (item - 1) // (width * job.pieces)
+        c = (item - 1) // job.pieces - n * width
         if job.pieces == 1:
-            count = min(width - c, end - item)
-            apply(job, n, n + 1, job.c0 + c, job.c0 + c + count, 0, job.inner, kind)
-            item += count
+            count = min(c + 1, item - begin)
+            apply(job, n, n + 1, job.c0 + c + 1 - count, job.c0 + c + 1, 0, job.inner, kind)
+            item -= count
         else:
-            i0 = item % job.pieces * job.piece
+            i0 = (item - 1) % job.pieces * job.piece
             apply(job, n, n + 1, job.c0 + c, job.c0 + c + 1, i0, min(i0 + job.piece, job.inner), kind)
-            item += 1
+            item -= 1
     stream_fence()
 
 
@@ -686,7 +730,10 @@ cdef void run(Job* job) noexcept nogil:
         width = job.c1 - job.c0
         if job.reduction:
             share(job, run_reduce, job.chunks * ceil_div(width, job.group))
-        run_conclude(job, job.c0, min(job.c1, job.channels))
+        if width * (job.chunks + 1) < MANY or job.window < job.columns:
+            run_conclude(job, job.c0, min(job.c1, job.channels))
+        else:
+            share(job, run_conclude, job.channels)
         if job.apply:
             share(job, run_apply, job.rows if job.inner == 1 else job.rows * width * job.pieces)
         job.c0 = job.c1
