@@ -24,18 +24,22 @@ cdef int channel_axis(cnp.ndarray x, object axis) except -1:
     if rank < 2:
         raise ValueError(f"x: expected at least 2 dimensions, one of them the channels, got shape {np.shape(x)}")
     try:
-        a = axis.__index__()
-    except AttributeError:
+        index = operator.index(axis)
+    except TypeError:
         raise TypeError(f"axis: expected an integer, got {axis!r}") from None
-    if not -rank <= a < rank:
+    if not -rank <= index < rank:
         raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {axis}")
+    a = index
     return <int>(a + rank if a < 0 else a)
 
 
 cdef double real_number(object value, str name) except? -1:
     if type(value) is not float and (not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_))):
         raise TypeError(f"{name}: expected a real number, got {value!r}")
-    return value
+    try:
+        return value
+    except OverflowError:       # an integer beyond all floats
+        return INFINITY if value > 0 else -INFINITY
 
 
 cdef double checked_eps(object eps, bint training) except? -1:
@@ -103,7 +107,7 @@ cdef int check_non_negative(const double* values, Py_ssize_t channels, str name)
 cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
     """A running statistic that is to be updated in place."""
     cdef cnp.ndarray array
-    if not isinstance(a, np.ndarray) or isinstance(a, np.ma.MaskedArray):
+    if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or isinstance(a, np.ma.MaskedArray)):
         raise TypeError(f"{name}: expected a NumPy array, which training updates in place, got {type(a).__name__}")
     array = a
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
@@ -114,6 +118,16 @@ cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, i
     if not PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: expected a writeable array, which training updates in place, got a read-only one")
     return 0
+
+
+cdef bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
+    cdef int i
+    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
+        return False
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, i) != cnp.PyArray_DIM(b, i):
+            return False
+    return True
 
 
 cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
@@ -156,7 +170,7 @@ cdef void bounds(cnp.ndarray a, char** low, char** high) noexcept:
 
 cdef int check_overlap(cnp.ndarray out, str out_name, object a, str name, bint in_place) except -1:
     """`out`, which will be written, must not overlap `a`, which is read; where in_place, it may be exactly `a`."""
-    if not isinstance(a, np.ndarray) or not bounds_overlap(out, a) or in_place and same_memory(out, a):
+    if not isinstance(a, cnp.ndarray) or not bounds_overlap(out, a) or in_place and same_memory(out, a):
         return 0
     try:
         shared = np.shares_memory(out, a, max_work=10000)
@@ -173,10 +187,10 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     cdef cnp.ndarray array
     if out is None:
         return new_like(x)
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or isinstance(out, np.ma.MaskedArray)):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
     array = out
-    if np.shape(array) != np.shape(x):
+    if not same_shape(array, x):
         raise ValueError(f"out: expected shape {np.shape(x)}, got {np.shape(array)}")
     if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
         raise TypeError(f"out: expected dtype {x.dtype}, that of x, got {array.dtype}")
@@ -185,14 +199,14 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     return array
 
 
-cdef int check_outputs(cnp.ndarray y, object x, object dy, object weight, object bias, object mean, object var) except -1:
+cdef int check_outputs(cnp.ndarray y, object x, object dy, object weight, object bias, object mean, object var, str statistics) except -1:
     """`out` may be x or dy, and must not overlap anything else that is read."""
     check_overlap(y, "out", x, "x", True)
     check_overlap(y, "out", dy, "dy", True)
     check_overlap(y, "out", weight, "weight", False)
     check_overlap(y, "out", bias, "bias", False)
-    check_overlap(y, "out", mean, "running_mean", False)
-    check_overlap(y, "out", var, "running_var", False)
+    check_overlap(y, "out", mean, statistics + "mean", False)
+    check_overlap(y, "out", var, statistics + "var", False)
     return 0
 
 

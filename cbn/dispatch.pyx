@@ -57,6 +57,8 @@ def get_stream_bytes():
 def set_stream_bytes(size):
     """Write outputs past the caches where a call's arrays are together larger than `size` bytes; results don't depend on it."""
     global stream_bytes
+    if not float(size) >= 0:
+        raise ValueError(f"size: expected a number of bytes >= 0, got {size!r}")
     stream_bytes = float(size)
 
 
@@ -72,14 +74,14 @@ def _usable_cache():
 
 
 def _start():
-    set_stream_bytes(os.environ.get("CBN_STREAM_BYTES") or _usable_cache())
-    forced = os.environ.get("CBN_ISA")
-    if forced:
+    for name, set_it, default in (("CBN_STREAM_BYTES", set_stream_bytes, _usable_cache), ("CBN_ISA", set_isa, lambda: isa_available()[0])):
+        setting = os.environ.get(name)
         try:
-            return set_isa(forced)
+            set_it(setting or default())
         except ValueError as error:
-            raise ImportError(f"environment variable CBN_ISA: {error}") from None
-    set_isa(isa_available()[0])
+            if not setting:
+                raise
+            raise ImportError(f"environment variable {name}: {error} [set to {setting!r}]") from None
 
 
 _start()

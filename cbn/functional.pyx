@@ -1,6 +1,7 @@
 """The public functions: check the arguments, see the arrays as (outer, channels, inner), allocate, call the kernels."""
 
 import numbers
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.float cimport DBL_MAX
-from libc.math cimport NAN
+from libc.math cimport INFINITY, NAN
 cimport numpy as cnp
 
 from . cimport dispatch
@@ -48,9 +49,9 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     if cnp.PyArray_SIZE(x) == 0:
         return conclude_empty(job, cnp.PyArray_DIM(x, axis))
     if not prepare(job, axis, x, dy, y):
-        x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
-        dy = None if dy is None else np.ascontiguousarray(dy, dy.dtype.newbyteorder("="))
-        target = None if y is None else np.empty(np.shape(x), x.dtype)
+        x = np.array(x, x.dtype.newbyteorder("="), order="C")
+        dy = None if dy is None else np.array(dy, dy.dtype.newbyteorder("="), order="C")
+        target = None if y is None else np.empty_like(x)
         prepare(job, axis, x, dy, target)
     job.dtype = FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FLOAT64
     elements = <double>job.outer * job.channels * job.inner
@@ -125,9 +126,14 @@ cdef int load_affine(Job* job, Parameters parameters, object weight, object bias
     return 0
 
 
-cdef void update_running(cnp.ndarray running, const double* batch, double momentum, double factor) noexcept:
+cdef int update_running(cnp.ndarray running, const double* batch, double momentum, double factor) except -1:
     """running = (1 - momentum) * running + momentum * (batch * factor), in float64, rounded once."""
     cdef Py_ssize_t c
+    if not plain(running):
+        native = running.astype(running.dtype.newbyteorder("="))
+        update_running(native, batch, momentum, factor)
+        running[...] = native
+        return 0
     cdef char* at = <char*>cnp.PyArray_DATA(running)
     cdef double kept = 1 - momentum
     for c in range(cnp.PyArray_DIM(running, 0)):
@@ -136,6 +142,7 @@ cdef void update_running(cnp.ndarray running, const double* batch, double moment
         else:
             (<double*>at)[0] = kept * (<double*>at)[0] + momentum * (batch[c] * factor)
         at += cnp.PyArray_STRIDE(running, 0)
+    return 0
 
 
 cdef inline cnp.ndarray per_channel(Py_ssize_t channels, int typenum):
@@ -174,7 +181,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     load_affine(&job, parameters, weight, bias, channels, x_, axis_)
     y = output(out, x_)
     if out is not None:
-        check_outputs(y, x_, None, weight, bias, running_mean, running_var)
+        check_outputs(y, x_, None, weight, bias, running_mean, running_var, "running_")
     mean = per_channel(channels, cnp.NPY_FLOAT64)
     var = per_channel(channels, cnp.NPY_FLOAT64)
     job.reduction = MOMENTS
@@ -223,7 +230,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     load_affine(&job, parameters, weight, bias, channels, x_, axis_)
     y = output(out, x_)
     if out is not None:
-        check_outputs(y, x_, None, weight, bias, running_mean, running_var)
+        check_outputs(y, x_, None, weight, bias, running_mean, running_var, "running_")
     job.reduction = 0
     job.apply = FORWARD
     job.mean = parameters.mean
@@ -297,7 +304,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     cdef Job job
     cdef Parameters parameters = Parameters.__new__(Parameters, channels)
     job.eps = checked_eps(eps, train)
-    if np.shape(dy_) != np.shape(x_):
+    if not same_shape(dy_, x_):
         raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
     if cnp.PyArray_TYPE(dy_) != cnp.PyArray_TYPE(x_):
         raise TypeError(f"dy: expected dtype {x_.dtype}, that of x, got {dy_.dtype}")
@@ -311,7 +318,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     load_affine(&job, parameters, weight, bias, channels, x_, axis_)
     dx = output(out, x_)
     if out is not None:
-        check_outputs(dx, x_, dy_, weight, bias, mean, var)
+        check_outputs(dx, x_, dy_, weight, bias, mean, var, "stats.")
     weight_grad = per_channel(channels, cnp.NPY_FLOAT64)
     bias_grad = per_channel(channels, cnp.NPY_FLOAT64)
     job.reduction = GRADIENTS
@@ -321,6 +328,6 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     job.weight_grad = <double*>cnp.PyArray_DATA(weight_grad)
     job.bias_grad = <double*>cnp.PyArray_DATA(bias_grad)
     run(&job, axis_, x_, dy_, dx)
-    dtype = weight.dtype if isinstance(weight, np.ndarray) and weight.dtype.kind == "f" else x_.dtype
+    dtype = weight.dtype if isinstance(weight, cnp.ndarray) and weight.dtype.kind == "f" else x_.dtype
     dtype = dtype.newbyteorder("=")
     return Gradients(dx, weight_grad.astype(dtype, copy=False), bias_grad.astype(dtype, copy=False))

@@ -24,7 +24,7 @@ class BatchNorm:
     num_features : C, the length of the channel axis.
     eps : added to the variance; > 0 in training.
     momentum : weight of a new batch in the running statistics, in [0, 1]; None: they are the average over all batches.
-    affine : whether there are a weight (ones at first) and a bias (zeros).
+    affine : whether there are a weight (ones at first) and, unless bias=False, a bias (zeros).
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
     dtype : of weight, bias and the running statistics, float32 or float64.
@@ -38,7 +38,8 @@ class BatchNorm:
     _ranks = None   # the ranks of input that are accepted, and how an error calls them
     _expected = ""
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, axis=1, dtype=np.float32):
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
+                 dtype=np.float32):
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             raise TypeError(f"num_features: expected an integer, got {num_features!r}")
         if num_features < 0:
@@ -54,7 +55,7 @@ class BatchNorm:
         self.axis = axis
         self.training = True
         self.weight = np.ones(self.num_features, dtype) if affine else None
-        self.bias = np.zeros(self.num_features, dtype) if affine else None
+        self.bias = np.zeros(self.num_features, dtype) if affine and bias else None
         self.running_mean = np.zeros(self.num_features, dtype) if track_running_stats else None
         self.running_var = np.ones(self.num_features, dtype) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
@@ -77,7 +78,7 @@ class BatchNorm:
             self._warn_if_untrained()
         y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis, out=out)
         # Weak, so that a network at inference doesn't keep its layers' inputs alive.
-        self._forward = (weakref.ref(x), None) if out is None and isinstance(x, np.ndarray) else None
+        self._forward = (weakref.ref(x), None) if isinstance(x, np.ndarray) and (out is None or not np.may_share_memory(x, out)) else None
         return y
 
     def _call_training(self, x, out):
@@ -115,7 +116,7 @@ class BatchNorm:
 
         dy : array of the shape and dtype of that input, which must not have been changed since (and, after a call in eval mode, still exist).
         out : array to write, may be dy itself; None: a new array.
-        Sets weight_grad and bias_grad, shape (C,), if affine. Raises RuntimeError where there is no call to go back through.
+        Sets weight_grad and bias_grad, shape (C,), of the parameters that there are. Raises RuntimeError where there is no call to go back through.
         """
         forward = self._forward
         x = forward[0] if forward is not None else None
@@ -127,8 +128,8 @@ class BatchNorm:
         stats = forward[1]
         gradients = batch_norm_backward(dy, x, (self.running_mean, self.running_var) if stats is None else stats, self.weight, self.bias,
                                         self.eps, axis=self.axis, training=stats is not None, out=out)
-        if self.affine:
-            self.weight_grad, self.bias_grad = gradients.weight, gradients.bias
+        self.weight_grad = gradients.weight if self.weight is not None else None
+        self.bias_grad = gradients.bias if self.bias is not None else None
         return gradients.x
 
     def train(self, mode=True):
@@ -151,8 +152,9 @@ class BatchNorm:
     def reset_parameters(self):
         """Set the weight to ones and the bias to zeros, and reset the running statistics."""
         self.reset_running_stats()
-        if self.affine:
+        if self.weight is not None:
             self.weight[...] = 1
+        if self.bias is not None:
             self.bias[...] = 0
 
     def _state(self):
@@ -198,8 +200,9 @@ class BatchNorm:
 
     def __repr__(self):
         axis = "" if self.axis == 1 else f", axis={self.axis}"
+        bias = ", bias=False" if self.affine and self.bias is None else ""
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{axis})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis})")
 
 
 class BatchNorm1d(BatchNorm):

@@ -34,6 +34,7 @@ cdef extern from "pages.h" nogil:
     void unmap_pages(void* block, size_t size)
     void lock()
     void unlock()
+    void survive_forks()
 
 cdef enum:
     LEAST = 1 << 20             # bytes of an array that is worth keeping; below, malloc keeps its pages itself
@@ -207,3 +208,4 @@ def _default_limit():
 
 
 set_cache_limit(_default_limit())
+survive_forks()

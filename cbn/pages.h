@@ -12,6 +12,9 @@ static pthread_mutex_t pages_lock = PTHREAD_MUTEX_INITIALIZER;
 static void lock(void) { pthread_mutex_lock(&pages_lock); }
 static void unlock(void) { pthread_mutex_unlock(&pages_lock); }
 
+/* A child forked while another thread holds the lock would wait for it for ever. */
+static void survive_forks(void) { pthread_atfork(lock, unlock, unlock); }
+
 static void *map_pages(size_t size)
 {
     void *block = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

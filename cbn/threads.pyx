@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import operator
 import os
 
 from cpython.contextvars cimport get_value
@@ -9,6 +10,8 @@ from cpython.contextvars cimport get_value
 cdef extern from "parallel.h":
     int omp_get_max_threads() nogil
     int openmp_version()
+    int forked_without_threads
+    void survive_forks()
 
 # Elements that one thread finishes sooner than a second one is woken.
 cdef double grain = 12288
@@ -32,18 +35,22 @@ def _default_limit():
 
 
 def _checked(n):
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
+    try:
+        number = operator.index(n)
+    except TypeError:
+        number = None
+    if number is None or isinstance(n, bool):
         raise TypeError(f"n: expected a positive integer, got {n!r}")
-    if not 1 <= n <= 4096:
+    if not 1 <= number <= 4096:
         raise ValueError(f"n: expected a number of threads from 1 to 4096, got {n}")
-    return n.__index__()
+    return number
 
 
 cdef int limit() except -1:
     cdef object local = get_value(_context_limit)
     cdef int n = _limit if local is None else local
     cdef int openmp = omp_get_max_threads()
-    if openmp_version() == 0:
+    if openmp_version() == 0 or forked_without_threads:
         return 1
     # A lower limit set since import (threadpoolctl, omp_set_num_threads) is respected; a higher one is no request.
     return min(n, openmp) if openmp < _openmp_limit else n
@@ -99,3 +106,4 @@ def has_openmp():
 
 
 _limit = _default_limit()
+survive_forks()

@@ -300,9 +300,8 @@ cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ss
 cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
     """Mean and M2 (sum of squared deviations) of chunk k, for channels c0 to c0 + width, into job.partials.
 
-    One pass over shifted data: the shift is the mean of 8 elements spread over the chunk or, in a small chunk, its first element. Where that was
-    a bad guess (the mean lies more than 4 standard deviations off), or squares left the range of the element type, the channel is done again
-    by two passes in float64.
+    One pass over shifted data: the shift is the mean of 8 elements spread over the chunk. Where that was a bad guess (the mean lies more than
+    4 standard deviations off), or squares left the range of the element type, the channel is done again by two passes in float64.
     """
     cdef Chunk chunk = chunk_of(job, k)
     cdef real shift[WIDEST]
@@ -320,13 +319,9 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
     cdef const real* at
 
-    if rows * length < 1024:
-        for j in range(width):
-            shift[j] = x[j * job.x.channel_stride]
-    else:
-        for j in range(width):
-            at = x + j * job.x.channel_stride
-            shift[j] = sum8(at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
+    for j in range(width):
+        at = x + j * job.x.channel_stride
+        shift[j] = sum8(at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, False, kind)
     for j in range(width):
         mean = total_s[j] / count
@@ -363,9 +358,9 @@ cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const rea
                     job.var[c] = m2s[c]
                 else:
                     delta = means[c] - job.mean[c]
-                    # Between infinities the sum says what their mean is.
+                    # Of infinities, the sum says what the mean is; the variance is NaN, as infinity - infinity is.
                     job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + means[c]
-                    job.var[c] += m2s[c] + delta * delta * weight
+                    job.var[c] += m2s[c] + delta * delta * weight + (delta - delta)
     for i in range(job.tail // max(1, job.channels)):
         share = 1 / (count + 1)
         weight = share * count
@@ -374,7 +369,7 @@ cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const rea
             x = element(&job.x, job.rows, i * job.channels + c, 0, kind)[0]
             delta = x - job.mean[c]
             job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + x
-            job.var[c] += delta * delta * weight
+            job.var[c] += delta * delta * weight + (delta - delta)
     for c in range(c0, c1):
         job.var[c] /= count
 

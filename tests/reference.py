@@ -1,0 +1,60 @@
+"""The oracle: batch normalization as the paper writes it, in NumPy's widest floating point type, and how far a result is from it."""
+
+import numpy as np
+
+wide = np.longdouble  # float64 or wider
+
+
+def per_channel(a, x, axis):
+    """A parameter of shape (C,), or a number, in the shape that broadcasts along the channel axis of x."""
+    a = np.asarray(a, wide)
+    return np.expand_dims(a, other_axes(x, axis)) if a.ndim else a
+
+
+def other_axes(x, axis):
+    return tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+
+
+def batch_stats(x, axis=1):
+    x = x.astype(wide)
+    mean = x.mean(other_axes(x, axis))
+    var = ((x - per_channel(mean, x, axis)) ** 2).mean(other_axes(x, axis))
+    return mean, var
+
+
+def batch_norm(x, mean, var, weight=None, bias=None, eps=1e-5, axis=1):
+    mean, var = per_channel(mean, x, axis), per_channel(var, x, axis)
+    weight = per_channel(1 if weight is None else weight, x, axis)
+    bias = per_channel(0 if bias is None else bias, x, axis)
+    return weight * (x - mean) / np.sqrt(var + eps) + bias
+
+
+def batch_norm_train(x, weight=None, bias=None, eps=1e-5, axis=1):
+    mean, var = batch_stats(x, axis)
+    return batch_norm(x, mean, var, weight, bias, eps, axis), mean, var
+
+
+def updated(running, batch, momentum):
+    return (1 - wide(momentum)) * running + wide(momentum) * batch
+
+
+def batch_norm_backward(dy, x, mean, var, weight=None, eps=1e-5, axis=1, training=True):
+    axes = other_axes(x, axis)
+    m = x.size // x.shape[axis]
+    xhat = batch_norm(x, mean, var, eps=eps, axis=axis)
+    scale = per_channel((1 if weight is None else weight) / np.sqrt(np.asarray(var, wide) + eps), x, axis)
+    dy = dy.astype(wide)
+    dbeta, dgamma = dy.sum(axes), (dy * xhat).sum(axes)
+    dx = scale * (dy - per_channel(dbeta, x, axis) / m - xhat * per_channel(dgamma, x, axis) / m) if training else scale * dy
+    return dx, dgamma, dbeta
+
+
+def largest(a, axis=1):
+    """The largest |a| of each channel, in a shape that broadcasts."""
+    return abs(a).max(other_axes(a, axis), keepdims=True, initial=0)
+
+
+def check(actual, expected, scale, ulps):
+    """The error is at most `ulps` units in the last place that numbers of the size of `scale` have in actual's type."""
+    errors = abs(actual - expected) / np.spacing(np.asarray(scale, actual.dtype))
+    assert (errors <= ulps).all(), f"error of {errors.max():.3g} ulp, expected at most {ulps}"

@@ -1,0 +1,108 @@
+"""Results stay within a few units in the last place where peers lose digits: large offsets, outliers, extreme sizes, constant channels."""
+
+import numpy as np
+import pytest
+import reference
+from reference import check, largest
+
+import cbn
+
+LAYOUTS = [((64, 4, 8, 8), 1), ((64, 8, 8, 4), -1), ((3, 4, 7001), 1), ((20_003, 4), 1)]
+
+
+def check_forward(x, axis, weight=None, bias=None, training_ulps=4):
+    """Training and inference agree with the oracle: mean and var to 1e-6, y to a few ulp of its largest value."""
+    expected, mean, var = reference.batch_norm_train(x, weight, bias, axis=axis)
+    y, st = cbn.batch_norm_train(x, weight, bias, axis=axis)
+    check(y, expected, largest(expected, axis), training_ulps)
+    assert (abs(st.mean - mean) <= 1e-6 * np.maximum(abs(mean), np.sqrt(var))).all()
+    assert (abs(st.var - var) <= 1e-6 * var).all()
+    for dtype in (np.float32, np.float64):
+        with np.errstate(over="ignore"):
+            mean, var = st.mean.astype(dtype), st.var.astype(dtype)
+        expected = reference.batch_norm(x, mean, var, weight, bias, axis=axis)
+        check(cbn.batch_norm(x, mean, var, weight, bias, axis=axis), expected, largest(expected, axis), 4)
+
+
+@pytest.mark.parametrize("offset", [0, 1e2, 1e4, 1e6, -1e6])
+@pytest.mark.parametrize("shape, axis", LAYOUTS, ids=str)
+def test_offsets(shape, axis, offset, isa):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(shape) + offset).astype(np.float32)
+    check_forward(x, axis)
+    check_forward(x, axis, *rng.standard_normal((2, shape[axis])).astype(np.float32))
+
+
+def normal(n):
+    return np.random.default_rng(1).standard_normal(n)
+
+
+def with_outliers(where, value):
+    def values(n):
+        a = normal(n)
+        a[where(n)] = value
+        return a
+
+    return values
+
+
+def eighths(n):
+    """Elements spread over the array, as a guess of the mean may be made of."""
+    return np.arange(8) * (n // 8)
+
+
+ADVERSARIAL = {
+    "first is an outlier": with_outliers(lambda n: 0, 1e6),
+    "first 8 are outliers": with_outliers(lambda n: np.arange(8), 1e6),
+    "spread outliers": with_outliers(eighths, 1e6),
+    "spread mild outliers": with_outliers(eighths, 3.9),
+    "last is an outlier": with_outliers(lambda n: -1, -1e6),
+    "sorted": lambda n: np.sort(normal(n)) + 100,
+    "sorted downwards": lambda n: -np.sort(normal(n)) * 1e5,
+    "a ramp": lambda n: np.arange(n) / 7,
+    "zeros, then large": lambda n: np.where(np.arange(n) < n // 2, 0, 1e4 + normal(n)),
+    "large, then zeros": lambda n: np.where(np.arange(n) < n // 2, 3e7, 0),
+    "two values": lambda n: np.where(np.arange(n) % 2, 1.1237154, -1.1237154),
+    "alternating": lambda n: np.where(np.arange(n) % 2, 1e4, -1e4) + normal(n),
+    "nearly constant": lambda n: 1e6 + (np.arange(n) == n // 2),
+    "all zeros but one": lambda n: 1.0 * (np.arange(n) == n - 1),
+    "tiny": lambda n: 1e-30 * normal(n),
+    "subnormal": lambda n: 1e-39 * normal(n),
+    "huge": lambda n: 1e30 * normal(n),
+    "near the largest": lambda n: 1e38 * np.sin(np.arange(n)),
+    "exponents from -30 to 30": lambda n: normal(n) * 10.0 ** (np.arange(n) % 61 - 30),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+@pytest.mark.parametrize("shape, axis", LAYOUTS, ids=str)
+def test_adversarial_data(shape, axis, name, isa):
+    x = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    channel = np.moveaxis(x, axis, 0)[1]
+    channel[...] = ADVERSARIAL[name](channel.size).astype(np.float32).reshape(channel.shape)
+    check_forward(x, axis, training_ulps=12)  # 1e-6 of var is 8.4 ulp of y, where y is just below a power of 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [0, 0.1, -3.7, 1e6, 1 / 3, 1e-40, 1e-30, 3e38])
+@pytest.mark.parametrize("shape, axis", LAYOUTS + [((2, 5), 1), ((1, 3, 7), 1)], ids=str)
+def test_a_constant_channel_becomes_its_bias(shape, axis, value, dtype, isa):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(shape).astype(dtype)
+    np.moveaxis(x, axis, 0)[1] = value
+    weight, bias = rng.standard_normal((2, shape[axis])).astype(dtype)
+    y, st = cbn.batch_norm_train(x, weight, bias, axis=axis)
+    assert st.mean[1] == dtype(value) and st.var[1] == 0
+    assert (np.moveaxis(y, axis, 0)[1] == bias[1]).all()
+    if dtype == np.float32 and x.size > 100:
+        check_forward(x, axis, weight, bias)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-100, 1.0, 1e100, 1e150])
+@pytest.mark.parametrize("shape, axis", LAYOUTS, ids=str)
+def test_float64_range(shape, axis, scale):
+    x = np.random.default_rng(4).standard_normal(shape) * scale
+    mean, var = reference.batch_stats(x, axis)
+    st = cbn.batch_stats(x, axis=axis)
+    assert (abs(st.mean - mean) <= 1e-14 * np.sqrt(var)).all()
+    assert (abs(st.var - var) <= 1e-14 * var).all()
