@@ -13,7 +13,7 @@ from libc.math cimport INFINITY, NAN
 cimport numpy as cnp
 
 from . cimport dispatch
-from .kernels.plan cimport cut_channels, fold_views, share_work
+from .kernels.plan cimport LANES, cut_channels, fold_views, share_work
 from .kernels.table cimport BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, View
 from .memory cimport new_like
 from .threads cimport threads_for
@@ -59,7 +59,7 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     inputs = 1 if dy is None else 2
     share_work(job, threads_for(elements), (inputs + 1) * bytes > dispatch.stream_bytes, inputs * bytes, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
-    coefficients = COEFFICIENTS * job.columns * cnp.PyArray_ITEMSIZE(x)
+    coefficients = COEFFICIENTS * (job.columns + LANES) * cnp.PyArray_ITEMSIZE(x)
     memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)
     if memory == NULL:
         raise MemoryError

@@ -18,8 +18,7 @@ def other_axes(x, axis):
 def batch_stats(x, axis=1):
     x = x.astype(wide)
     mean = x.mean(other_axes(x, axis))
-    var = ((x - per_channel(mean, x, axis)) ** 2).mean(other_axes(x, axis))
-    return mean, var
+    return mean, ((x - per_channel(mean, x, axis)) ** 2).mean(other_axes(x, axis))
 
 
 def batch_norm(x, mean, var, weight=None, bias=None, eps=1e-5, axis=1):

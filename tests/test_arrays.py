@@ -1,4 +1,4 @@
-"""Any array gives what its contiguous copy gives: every kind of view and memory order, byte order, sub-class, empty arrays; also to write to."""
+"""Any array gives what its contiguous copy gives: every view, memory order, byte order, sub-class, empty arrays; also to write to."""
 
 import numpy as np
 import pytest

@@ -4,7 +4,8 @@
 # (inner > 1) it holds LANES neighbouring elements of one channel. Either way the loops below run down the rows with one independent
 # accumulator a column, which is what makes them vectorize, and what makes the results the same bits at every vector width.
 #
-# The order of every sum is fixed by the shape: 8 rows are added as a tree, the trees of up to FLUSH rows in sequence, these in float64.
+# The order of every sum is fixed by the shape: 8 rows are added as a tree, up to SEQUENCE of such trees (or single rows) one after another, and
+# what comes of that in float64. More in a row, and nearly equal terms, which all round the same way, would cost digits.
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
@@ -28,8 +29,10 @@ ctypedef fused wide:            # of the accumulators: as the elements, or wider
     double
 
 cdef enum:
-    FLUSH = 256                 # rows summed in the accumulators' own precision
-    STREAM_LENGTH = 512         # elements of a segment that are worth aligning for stores past the caches
+    SEQUENCE = 8                # additions to an accumulator before it is added to a float64 one
+    FLUSH = 8 * SEQUENCE        # the rows of that many trees
+    ALIGN_LENGTH = 96           # elements of a segment that are worth aligning
+    STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
     MANY = 1024                 # columns x chunks worth concluding on several threads
     BLOCK = 8192                # elements of a block of pixels that the apply pass walks tile by tile
 
@@ -194,12 +197,13 @@ cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view
     cdef double lanes_s[TILE * LANES]
     cdef double lanes_q[TILE * LANES]
     cdef bint first = True, flushed = False
-    cdef Py_ssize_t c, i, j, row, part, filled = 0
+    cdef Py_ssize_t c, i, j, row, part, additions, filled = 0
     for row in range(rows):
         i = 0
         while i < length:
             part = min(length - i, FLUSH * LANES)
-            if filled + part > FLUSH * LANES:
+            additions = part // (8 * LANES) + part // LANES % 8 + (part % LANES > 0)
+            if filled + additions > SEQUENCE and not first:
                 if not flushed:
                     for j in range(width * LANES):
                         lanes_s[j] = 0
@@ -212,7 +216,7 @@ cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view
                              s + c * LANES, q + c * LANES, first, paired)
             first = False
             i += part
-            filled += part
+            filled += additions
         x += x_view.outer_stride
         if paired:
             dy += dy_view.outer_stride
@@ -423,13 +427,18 @@ cdef inline void merge_gradients(Job* job, Py_ssize_t c0, Py_ssize_t c1, const r
 # backward: dx = ((dy - offset) - ((x - hi) - lo) * slope) * scale    with offset = bias_grad / m, slope = weight_grad * invstd / m
 # frozen:   dx = dy * scale, as forward of dy with a mean and bias of 0
 
+cdef inline Py_ssize_t coefficient_stride(const Job* job) noexcept nogil:
+    return job.columns + LANES
+
+
 cdef inline void coefficients_of(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* at) noexcept nogil:
     """Coefficients of channels c0 to c1, in each of their columns."""
+    cdef Py_ssize_t stride = coefficient_stride(job)
     cdef real* hi = at
-    cdef real* lo = hi + job.columns
-    cdef real* scale = lo + job.columns
-    cdef real* offset = scale + job.columns
-    cdef real* slope = offset + job.columns
+    cdef real* lo = hi + stride
+    cdef real* scale = lo + stride
+    cdef real* offset = scale + stride
+    cdef real* slope = offset + stride
     cdef const double* mean = job.mean
     cdef const double* var = job.var
     cdef const double* weight = job.weight
@@ -454,10 +463,16 @@ cdef inline void coefficients_of(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* a
     else:
         for c in range(c0, c1):
             hi[c] = lo[c] = offset[c] = 0
-    for i in range(1, job.fold):
-        for array in range(COEFFICIENTS):
+    for array in range(COEFFICIENTS):
+        for i in range(1, job.fold):
             for c in range(c0, c1):
-                at[array * job.columns + i * job.channels + c] = at[array * job.columns + c]
+                at[array * stride + i * job.channels + c] = at[array * stride + c]
+        # The first ones once more after the last, for rows that begin later.
+        for c in range(c0, min(c1, LANES)):
+            i = job.columns + c
+            while i < stride:
+                at[array * stride + i] = at[array * stride + c]
+                i += job.channels
 
 
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
@@ -480,11 +495,12 @@ cdef inline void transform_row(const real* x, const real* dy, real* y, Py_ssize_
 
 
 cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t overlap, const real* coefficients, Py_ssize_t stride,
+                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t head, Py_ssize_t overlap, const real* coefficients, Py_ssize_t stride,
                            Py_ssize_t channel_step, bint stream, bint paired) noexcept nogil:
-    """The apply pass down the rows of a tile.
+    """The apply pass down the rows of a tile, the first of which begins at `head`.
 
-    overlap : where a further row begins that overlaps the last one (the end of a segment that isn't whole rows); 0: there is none.
+    head, overlap : unless 0, there is a further row at 0, or at `overlap`, which overlaps the others: what comes before the first boundary of a
+    cache line, and the end of what isn't whole rows. As y may be x or dy, they are computed before anything is stored.
     channel_step : 1 where the columns are channels, 0 where they are elements of one channel.
     """
     cdef real hi[TILE]
@@ -492,7 +508,9 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
     cdef real scale[TILE]
     cdef real offset[TILE]
     cdef real slope[TILE]
+    cdef real first[TILE]
     cdef real last[TILE]
+    cdef real* begin = y
     cdef real* end = y + overlap
     cdef Py_ssize_t i, j
     for j in range(width):
@@ -502,35 +520,44 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
         offset[j] = coefficients[j * channel_step + 3 * stride]
         if paired:
             slope[j] = coefficients[j * channel_step + 4 * stride]
+    if head:
+        transform_row(x, dy, first, width, hi, lo, scale, offset, slope, False, paired)
     if overlap:
         transform_row(x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, False, paired)
+    x += head
+    y += head
+    if paired:
+        dy += head
     for i in range(rows):
         transform_row(x, dy, y, width, hi, lo, scale, offset, slope, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
             dy += dy_stride
+    if head:
+        for j in range(width):
+            begin[j] = first[j]
     if overlap:
         for j in range(width):
             end[j] = last[j]
 
 
+cdef inline Py_ssize_t to_cache_line(const real* y) noexcept nogil:
+    """The number of elements from y to the next boundary of a cache line."""
+    return <Py_ssize_t>((64 - <size_t>y % 64) % 64 // sizeof(real))
+
+
 cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
                                bint stream, bint paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of one channel."""
-    cdef Py_ssize_t head
+    cdef Py_ssize_t head = 0
     if length < LANES:
-        transform(x, 0, dy, 0, y, 0, 1, length, 0, coefficients, stride, 0, False, paired)
+        transform(x, 0, dy, 0, y, 0, 1, length, 0, 0, coefficients, stride, 0, False, paired)
         return
-    if stream:
-        head = <Py_ssize_t>((64 - <size_t>y % 64) % 64 // sizeof(real))
-        transform(x, 0, dy, 0, y, 0, 1, head, 0, coefficients, stride, 0, False, paired)
-        x += head
-        y += head
-        if paired:
-            dy += head
-        length -= head
-    transform(x, LANES, dy, LANES, y, LANES, length // LANES, LANES, length - LANES if length % LANES else 0, coefficients, stride, 0, stream, paired)
+    if length >= ALIGN_LENGTH:
+        head = to_cache_line(y)
+    transform(x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
+              coefficients, stride, 0, stream, paired)
 
 
 cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
@@ -542,12 +569,12 @@ cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real
         w = width - c
         if w >= TILE:
             w = TILE
-            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, 0, coefficients + c, stride, 1, stream, paired)
+            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, 0, 0, coefficients + c, stride, 1, stream, paired)
         elif w >= LANES:
             w = LANES
-            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, 0, coefficients + c, stride, 1, stream, paired)
+            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, 0, 0, coefficients + c, stride, 1, stream, paired)
         else:
-            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, w, 0, coefficients + c, stride, 1, stream, paired)
+            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, w, 0, 0, coefficients + c, stride, 1, stream, paired)
         c += w
         x += w
         y += w
@@ -584,28 +611,50 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
         apply_box(job, &job.dy if job.apply == FROZEN else &job.x, n0, n1, c0, c1, i0, i1, False, kind)
 
 
+cdef inline void block_transform(const Job* job, const View* x, const real* x_at, const real* dy_at, real* y_at, Py_ssize_t rows, Py_ssize_t width,
+                                 const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
+    """The apply pass over `rows` rows of `width` columns, in blocks of rows so that neighbouring tiles follow one another closely."""
+    cdef Py_ssize_t n = 0, step = max(1, BLOCK // width)
+    while n < rows:
+        column_transform(x_at + n * x.outer_stride, x.outer_stride, dy_at + n * job.dy.outer_stride if paired else dy_at, job.dy.outer_stride,
+                         y_at + n * job.y.outer_stride, job.y.outer_stride, min(step, rows - n), width, coefficients, stride, stream, paired)
+        n += step
+
+
 cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                            bint paired, real* kind) noexcept nogil:
-    cdef Py_ssize_t n = n0, c, rows
+    cdef Py_ssize_t n, c, rows, head = 0, width = c1 - c0, stride = coefficient_stride(job)
     cdef const real* coefficients = <const real*>job.coefficients
     cdef const real* x_at
     cdef const real* dy_at = NULL
     cdef real* y_at
     if job.inner == 1:
-        rows = max(1, BLOCK // (c1 - c0))
-        while n < n1:
+        x_at = element(x, n0, c0, 0, kind)
+        y_at = <real*>element(&job.y, n0, c0, 0, kind)
+        if paired:
+            dy_at = element(&job.dy, n0, c0, 0, kind)
+        coefficients += c0
+        rows = n1 - n0
+        if width == job.columns and width % LANES == 0 and x.outer_stride == width and job.y.outer_stride == width \
+                and (not paired or job.dy.outer_stride == width):
+            # One stretch of memory: rows may begin anywhere, so let them begin on cache lines, the coefficients going round.
+            head = to_cache_line(y_at)
+        if head:
+            column_transform(x_at, 0, dy_at, 0, y_at, 0, 1, head, coefficients, stride, False, paired)
+            x_at += head
+            y_at += head
+            coefficients += head
             if paired:
-                dy_at = element(&job.dy, n, c0, 0, kind)
-            x_at = element(x, n, c0, 0, kind)
-            y_at = <real*>element(&job.y, n, c0, 0, kind)
-            # Rows that don't all begin on a 16-byte boundary can't be streamed.
-            if job.stream and (<size_t>y_at | <size_t>(job.y.outer_stride * sizeof(real)) | <size_t>((c1 - c0) * sizeof(real))) % 16 == 0:
-                column_transform(x_at, x.outer_stride, dy_at, job.dy.outer_stride, y_at, job.y.outer_stride, min(rows, n1 - n), c1 - c0,
-                                 coefficients + c0, job.columns, True, paired)
-            else:
-                column_transform(x_at, x.outer_stride, dy_at, job.dy.outer_stride, y_at, job.y.outer_stride, min(rows, n1 - n), c1 - c0,
-                                 coefficients + c0, job.columns, False, paired)
-            n += rows
+                dy_at += head
+            rows -= 1
+        # Rows that don't all begin on a 16-byte boundary can't be streamed.
+        if job.stream and (<size_t>y_at | <size_t>(job.y.outer_stride * sizeof(real)) | <size_t>(width * sizeof(real))) % 16 == 0:
+            block_transform(job, x, x_at, dy_at, y_at, rows, width, coefficients, stride, True, paired)
+        else:
+            block_transform(job, x, x_at, dy_at, y_at, rows, width, coefficients, stride, False, paired)
+        if head:
+            column_transform(x_at + rows * width, 0, dy_at + rows * width if paired else dy_at, 0, y_at + rows * width, 0, 1, width - head,
+                             coefficients, stride, False, paired)
     else:
         for n in range(n0, n1):
             x_at = element(x, n, c0, i0, kind)
@@ -614,9 +663,9 @@ cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssiz
                 dy_at = element(&job.dy, n, c0, i0, kind)
             for c in range(c0, c1):
                 if job.stream and i1 - i0 >= STREAM_LENGTH:
-                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.columns, True, paired)
+                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, True, paired)
                 else:
-                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, job.columns, False, paired)
+                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, False, paired)
                 x_at += x.channel_stride
                 y_at += job.y.channel_stride
                 if paired:
@@ -624,7 +673,7 @@ cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssiz
 
 
 cdef inline void channel_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are groups of columns: all that is to be done for each, while it is in cache."""
+    """Items are groups of channels of the row layout: all that is to be done for each, while it is in cache."""
     cdef Py_ssize_t item, k, n, c0, c1
     for item in range(begin, end):
         c0 = item * job.group
@@ -632,12 +681,9 @@ cdef inline void channel_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real*
         for k in range(job.chunks):
             reduce(job, k, c0, c1 - c0, kind)
         conclude(job, c0, c1, kind)
-        if job.apply and job.inner == 1:
-            apply(job, 0, job.rows, c0, c1, 0, 1, kind)
-        elif job.apply:
-            # From the end: what was read last is most likely still in cache.
-            for n in range(job.rows - 1, -1, -1):
-                apply(job, n, n + 1, c0, c1, 0, job.inner, kind)
+        # From the end: what was read last is most likely still in cache.
+        for n in range(job.rows - 1 if job.apply else -1, -1, -1):
+            apply(job, n, n + 1, c0, c1, 0, job.inner, kind)
     stream_fence()
 
 

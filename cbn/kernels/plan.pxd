@@ -7,7 +7,7 @@ cdef enum:
     TILE = 64           # channels handled side by side: in registers in the column layout, at most in the row layout
     WIDEST = 512        # columns of the column layout that a reduction takes at a time
     CHUNK = 16384       # elements of a channel worth a chunk of their own, row layout
-    CHUNK_ROWS = 512    # rows worth a chunk of their own, column layout
+    CHUNK_ROWS = 256    # rows worth a chunk of their own, column layout
     MAX_CHUNKS = 64     # bounds the memory of partial results and the parallelism of a single channel
 
 
@@ -65,12 +65,8 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     job.window = job.columns
     job.by_channel = False
     if job.inner == 1:
-        # Memory is walked best in its own order, unless it is all in cache.
-        job.group = WIDEST
-        groups = ceil_div(job.columns, TILE)
-        if job.fold == 1 and threads > 1 and bytes <= core_cache and balanced(groups, threads):
-            job.by_channel = True
-            job.group = TILE
+        # Memory is walked best in its own order, in groups as wide as leave each thread one.
+        job.group = WIDEST if job.chunks >= threads else min(WIDEST, ceil_div(ceil_div(job.columns, threads), TILE) * TILE)
     else:
         # Side by side, enough channels for 4096 contiguous elements.
         job.group = max(1, min(TILE, 4096 // max(1, job.inner)))

@@ -62,7 +62,7 @@ ctypedef struct Job:
 
     # Working memory, given by the caller.
     double* partials            # (chunks, 2, columns)
-    void* coefficients          # (COEFFICIENTS, columns) of the element type
+    void* coefficients          # (COEFFICIENTS, columns + LANES) of the element type
 
 ctypedef struct Table:
     void (*run)(Job*) noexcept nogil
