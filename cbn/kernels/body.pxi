@@ -280,13 +280,18 @@ cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
 
 cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, double count, const real* x, const bint* wanted,
                         double* means, double* m2s) noexcept nogil:
-    """Mean and M2 of the wanted channels of a chunk, whose first elements are at x, by two passes in float64."""
+    """Mean and M2 of the wanted ones of a chunk's channels c0 to c0 + width, whose first elements are at x, by two passes in float64."""
     cdef double shift[WIDEST]
     cdef double total_s[WIDEST]
     cdef double total_q[WIDEST]
     cdef double mean
     cdef const real* at
     cdef Py_ssize_t j
+    cdef bint any_wanted = False
+    for j in range(width):
+        any_wanted |= wanted[j]
+    if not any_wanted:
+        return
     for j in range(width):
         at = x + j * job.x.channel_stride
         shift[j] = at[0] if finite(at[0]) else 0
@@ -305,7 +310,8 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     """Mean and M2 (sum of squared deviations) of chunk k, for channels c0 to c0 + width, into job.partials.
 
     One pass over shifted data: the shift is the mean of 8 elements spread over the chunk. Where that was a bad guess (the mean lies more than
-    4 standard deviations off), or squares left the range of the element type, the channel is done again by two passes in float64.
+    1.4 standard deviations off: 1 normal channel in 16,000), or squares left the range of the element type, the channel is done again by two
+    passes in float64.
     """
     cdef Chunk chunk = chunk_of(job, k)
     cdef real shift[WIDEST]
@@ -313,6 +319,7 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef double total_q[WIDEST]
     cdef bint bad[WIDEST]
     cdef bint any_bad = False
+    cdef Py_ssize_t few = 1 if job.inner > 1 else LANES     # channels that are done again together
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0
     cdef Py_ssize_t step = rows // 8 * job.x.outer_stride + length // 8
     cdef double count = <double>(rows * length), mean, m2
@@ -332,12 +339,13 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
         m2 = total_q[j] - total_s[j] * mean
         means[j] = shift[j] + mean
         m2s[j] = m2
-        bad[j] = not (16 * m2 >= total_s[j] * mean and m2 >= least * count and total_q[j] <= most)
+        bad[j] = not (2 * m2 >= total_s[j] * mean and m2 >= least * count and total_q[j] <= most)
         any_bad |= bad[j]
-    if not any_bad:
-        return
-
-    exact_moments(job, &chunk, c0, width, count, x, bad, means, m2s)
+    if any_bad:
+        j = 0
+        while j < width:
+            exact_moments(job, &chunk, c0 + j, min(few, width - j), count, x + j * job.x.channel_stride, bad + j, means + j, m2s + j)
+            j += few
 
 
 cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const real* kind) noexcept nogil:
