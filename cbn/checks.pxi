@@ -63,11 +63,17 @@ cdef double checked_momentum(object momentum) except? -1:
     return number
 
 
-cdef int load(object a, str name, double* destination, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
-    """Copy a parameter of shape (channels,) to float64."""
+cdef bint usable(cnp.ndarray a) noexcept:
+    """Whether the kernels can use an array of shape (channels,) where it is."""
+    return (cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 or cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64) and PyArray_ISNOTSWAPPED(a) \
+        and PyArray_ISALIGNED(a) and cnp.PyArray_STRIDE(a, 0) % cnp.PyArray_ITEMSIZE(a) == 0
+
+
+cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis):
+    """Let the kernels read a parameter of shape (channels,), where it is or from a float64 copy; whichever it is is returned, to be kept alive."""
     cdef cnp.ndarray array
-    cdef Py_ssize_t c, stride
-    cdef char* data
+    if a is None:
+        return None
     if type(a) is cnp.ndarray:
         array = <cnp.ndarray>a
     elif isinstance(a, np.ma.MaskedArray):
@@ -77,30 +83,30 @@ cdef int load(object a, str name, double* destination, Py_ssize_t channels, cnp.
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
         raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
                          f"got {np.shape(array)} {where(x, axis)}")
-    if not (cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 or cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64) \
-            or not PyArray_ISNOTSWAPPED(array) or not PyArray_ISALIGNED(array):
+    if not usable(array):
         if array.dtype.kind not in "fiu":
             raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
         array = array.astype(np.float64)
-    data = <char*>cnp.PyArray_DATA(array)
-    stride = cnp.PyArray_STRIDE(array, 0)
-    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 and stride == sizeof(float):
+    see(vector, array)
+    return array
+
+
+cdef int check_non_negative(const Vector* vector, Py_ssize_t channels, str name) except -1:
+    cdef Py_ssize_t c
+    cdef double value
+    cdef bint fine = True
+    if vector.dtype == FLOAT32:
         for c in range(channels):
-            destination[c] = (<float*>data)[c]
-    elif cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
-        for c in range(channels):
-            destination[c] = (<float*>(data + c * stride))[0]
+            fine &= not (<const float*>vector.data)[c * vector.stride] < 0
     else:
         for c in range(channels):
-            destination[c] = (<double*>(data + c * stride))[0]
-    return 0
-
-
-cdef int check_non_negative(const double* values, Py_ssize_t channels, str name) except -1:
-    cdef Py_ssize_t c
+            fine &= not (<const double*>vector.data)[c * vector.stride] < 0
+    if fine:
+        return 0
     for c in range(channels):
-        if values[c] < 0:
-            raise ValueError(f"{name}: expected non-negative values, got {values[c]} for channel {c}")
+        value = (<const float*>vector.data)[c * vector.stride] if vector.dtype == FLOAT32 else (<const double*>vector.data)[c * vector.stride]
+        if value < 0:
+            raise ValueError(f"{name}: expected non-negative values, got {value} for channel {c}")
     return 0
 
 

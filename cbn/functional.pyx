@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.string cimport memset
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN
 cimport numpy as cnp
 
 from . cimport dispatch
-from .kernels.plan cimport LANES, cut_channels, fold_views, share_work
-from .kernels.table cimport BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, View
+from .kernels.plan cimport coefficient_stride, cut_channels, fold_views, share_work
+from .kernels.table cimport BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Vector, View
 from .memory cimport new_like
 from .threads cimport threads_for
 
@@ -59,7 +59,9 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     inputs = 1 if dy is None else 2
     share_work(job, threads_for(elements), (inputs + 1) * bytes > dispatch.stream_bytes, inputs * bytes, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
-    coefficients = COEFFICIENTS * (job.columns + LANES) * cnp.PyArray_ITEMSIZE(x)
+    coefficients = COEFFICIENTS * coefficient_stride(job.columns) * cnp.PyArray_ITEMSIZE(x)
+    if not job.reduction:
+        coefficients *= job.threads         # a thread makes its own
     memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)
     if memory == NULL:
         raise MemoryError
@@ -75,13 +77,22 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
 
 cdef int conclude_empty(Job* job, Py_ssize_t channels) noexcept:
     """Of no values, the statistics are NaN and the sums 0."""
+    if job.reduction == MOMENTS:
+        fill(&job.mean, channels, NAN)
+        fill(&job.var, channels, NAN)
+    elif job.reduction == GRADIENTS:
+        fill(&job.weight_grad, channels, 0)
+        fill(&job.bias_grad, channels, 0)
+    return 0
+
+
+cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept:
     cdef Py_ssize_t c
     for c in range(channels):
-        if job.reduction == MOMENTS:
-            job.mean[c] = job.var[c] = NAN
-        elif job.reduction == GRADIENTS:
-            job.weight_grad[c] = job.bias_grad[c] = 0
-    return 0
+        if vector.dtype == FLOAT32:
+            (<float*>vector.data)[c * vector.stride] = <float>value
+        else:
+            (<double*>vector.data)[c * vector.stride] = value
 
 
 cdef bint prepare(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) noexcept:
@@ -92,62 +103,26 @@ cdef bint prepare(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray
     return fold_views(job)
 
 
-@cython.freelist(4)
-@cython.final
-cdef class Parameters:
-    """Working copies, in float64, of what a call takes and returns for each channel."""
-    cdef double* data
-    cdef double* mean
-    cdef double* var
-    cdef double* weight
-    cdef double* bias
-
-    def __cinit__(self, Py_ssize_t channels):
-        self.data = <double*>PyMem_RawMalloc(4 * channels * sizeof(double) + 1)
-        if self.data == NULL:
-            raise MemoryError
-        self.mean = self.data
-        self.var = self.data + channels
-        self.weight = self.data + 2 * channels
-        self.bias = self.data + 3 * channels
-
-    def __dealloc__(self):
-        PyMem_RawFree(self.data)
+cdef inline void see(Vector* vector, cnp.ndarray a) noexcept:
+    """Let the kernels use an array of shape (channels,), plain float32 or float64."""
+    vector.data = cnp.PyArray_DATA(a)
+    vector.stride = cnp.PyArray_STRIDE(a, 0) // cnp.PyArray_ITEMSIZE(a)
+    vector.dtype = FLOAT32 if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 else FLOAT64
 
 
-cdef int load_affine(Job* job, Parameters parameters, object weight, object bias, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
-    job.weight = job.bias = NULL
-    if weight is not None:
-        load(weight, "weight", parameters.weight, channels, x, axis)
-        job.weight = parameters.weight
-    if bias is not None:
-        load(bias, "bias", parameters.bias, channels, x, axis)
-        job.bias = parameters.bias
-    return 0
-
-
-cdef int update_running(cnp.ndarray running, const double* batch, double momentum, double factor) except -1:
-    """running = (1 - momentum) * running + momentum * (batch * factor), in float64, rounded once."""
-    cdef Py_ssize_t c
-    if not plain(running):
-        native = running.astype(running.dtype.newbyteorder("="))
-        update_running(native, batch, momentum, factor)
-        running[...] = native
-        return 0
-    cdef char* at = <char*>cnp.PyArray_DATA(running)
-    cdef double kept = 1 - momentum
-    for c in range(cnp.PyArray_DIM(running, 0)):
-        if cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT32:
-            (<float*>at)[0] = <float>(kept * (<float*>at)[0] + momentum * (batch[c] * factor))
-        else:
-            (<double*>at)[0] = kept * (<double*>at)[0] + momentum * (batch[c] * factor)
-        at += cnp.PyArray_STRIDE(running, 0)
-    return 0
-
-
-cdef inline cnp.ndarray per_channel(Py_ssize_t channels, int typenum):
+cdef inline cnp.ndarray result(Vector* vector, Py_ssize_t channels, int typenum):
+    """A new array for the kernels to write, of shape (channels,)."""
     cdef cnp.npy_intp shape = channels
-    return cnp.PyArray_EMPTY(1, &shape, typenum, 0)
+    cdef cnp.ndarray a = cnp.PyArray_EMPTY(1, &shape, typenum, 0)
+    see(vector, a)
+    return a
+
+
+cdef inline cnp.ndarray updated(Vector* vector, cnp.ndarray a):
+    """What the kernels update in the place of `a`: itself, or a copy in native byte order."""
+    native = a if usable(a) else a.astype(a.dtype.newbyteorder("="))
+    see(vector, native)
+    return native
 
 
 cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
@@ -163,10 +138,10 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None."""
     cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var
     cdef int axis_ = channel_axis(x_, axis)
-    cdef double momentum_ = checked_momentum(momentum)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_), count = values_per_channel(x_, axis_)
     cdef Job job
-    cdef Parameters parameters = Parameters.__new__(Parameters, channels)
+    memset(&job, 0, sizeof(job))
+    job.momentum = checked_momentum(momentum)
     job.eps = checked_eps(eps, True)
     check_running_pair(running_mean, running_var)
     if count == 1:
@@ -178,20 +153,23 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
             check_overlap(running_mean, "running_mean", a, name, False)
         for name, a in (("x", x_), ("weight", weight), ("bias", bias)):
             check_overlap(running_var, "running_var", a, name, False)
-    load_affine(&job, parameters, weight, bias, channels, x_, axis_)
+    weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
+    bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
     y = output(out, x_)
     if out is not None:
         check_outputs(y, x_, None, weight, bias, running_mean, running_var, "running_")
-    mean = per_channel(channels, cnp.NPY_FLOAT64)
-    var = per_channel(channels, cnp.NPY_FLOAT64)
     job.reduction = MOMENTS
     job.apply = FORWARD
-    job.mean = <double*>cnp.PyArray_DATA(mean)
-    job.var = <double*>cnp.PyArray_DATA(var)
+    mean = result(&job.mean, channels, cnp.NPY_FLOAT64)
+    var = result(&job.var, channels, cnp.NPY_FLOAT64)
+    if running_mean is not None:
+        new_mean = updated(&job.running_mean, running_mean)
+        new_var = updated(&job.running_var, running_var)
     run(&job, axis_, x_, None, y)
-    if running_mean is not None and count > 0:
-        update_running(running_mean, job.mean, momentum_, 1)
-        update_running(running_var, job.var, momentum_, count / (count - 1.0))
+    if running_mean is not None and new_mean is not running_mean:
+        running_mean[...] = new_mean
+    if running_mean is not None and new_var is not running_var:
+        running_var[...] = new_var
     return y, BatchStats(count, mean, var)
 
 
@@ -219,22 +197,20 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
-    cdef Parameters parameters = Parameters.__new__(Parameters, channels)
+    memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, False)
     check_running_pair(running_mean, running_var)
     if running_mean is None:
         raise ValueError("running_mean must be defined in evaluation mode")
-    load(running_mean, "running_mean", parameters.mean, channels, x_, axis_)
-    load(running_var, "running_var", parameters.var, channels, x_, axis_)
-    check_non_negative(parameters.var, channels, "running_var")
-    load_affine(&job, parameters, weight, bias, channels, x_, axis_)
+    mean = parameter(&job.mean, running_mean, "running_mean", channels, x_, axis_)
+    var = parameter(&job.var, running_var, "running_var", channels, x_, axis_)
+    check_non_negative(&job.var, channels, "running_var")
+    weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
+    bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
     y = output(out, x_)
     if out is not None:
         check_outputs(y, x_, None, weight, bias, running_mean, running_var, "running_")
-    job.reduction = 0
     job.apply = FORWARD
-    job.mean = parameters.mean
-    job.var = parameters.var
     run(&job, axis_, x_, None, y)
     return y
 
@@ -267,14 +243,10 @@ def batch_stats(x, *, axis=1):
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
+    memset(&job, 0, sizeof(job))
     job.reduction = MOMENTS
-    job.apply = 0
-    job.weight = job.bias = NULL
-    job.eps = 0
-    mean = per_channel(channels, cnp.NPY_FLOAT64)
-    var = per_channel(channels, cnp.NPY_FLOAT64)
-    job.mean = <double*>cnp.PyArray_DATA(mean)
-    job.var = <double*>cnp.PyArray_DATA(var)
+    mean = result(&job.mean, channels, cnp.NPY_FLOAT64)
+    var = result(&job.var, channels, cnp.NPY_FLOAT64)
     run(&job, axis_, x_, None, None)
     return BatchStats(values_per_channel(x_, axis_), mean, var)
 
@@ -302,7 +274,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     cdef bint train = training
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
-    cdef Parameters parameters = Parameters.__new__(Parameters, channels)
+    memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, train)
     if not same_shape(dy_, x_):
         raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
@@ -312,22 +284,22 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         raise TypeError(f"stats: expected BatchStats or a pair (mean, var), got {type(stats).__name__}")
     mean = stats[len(stats) - 2]
     var = stats[len(stats) - 1]
-    load(mean, "stats.mean", parameters.mean, channels, x_, axis_)
-    load(var, "stats.var", parameters.var, channels, x_, axis_)
-    check_non_negative(parameters.var, channels, "stats.var")
-    load_affine(&job, parameters, weight, bias, channels, x_, axis_)
+    mean_ = parameter(&job.mean, mean, "stats.mean", channels, x_, axis_)
+    var_ = parameter(&job.var, var, "stats.var", channels, x_, axis_)
+    check_non_negative(&job.var, channels, "stats.var")
+    weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
+    bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
     dx = output(out, x_)
     if out is not None:
         check_outputs(dx, x_, dy_, weight, bias, mean, var, "stats.")
-    weight_grad = per_channel(channels, cnp.NPY_FLOAT64)
-    bias_grad = per_channel(channels, cnp.NPY_FLOAT64)
+    grad_type = x_
+    if isinstance(weight, cnp.ndarray) and (<cnp.ndarray>weight).dtype.kind == "f":
+        grad_type = weight
     job.reduction = GRADIENTS
     job.apply = BACKWARD if train else FROZEN
-    job.mean = parameters.mean
-    job.var = parameters.var
-    job.weight_grad = <double*>cnp.PyArray_DATA(weight_grad)
-    job.bias_grad = <double*>cnp.PyArray_DATA(bias_grad)
+    weight_grad = result(&job.weight_grad, channels, cnp.NPY_FLOAT32 if cnp.PyArray_TYPE(grad_type) == cnp.NPY_FLOAT32 else cnp.NPY_FLOAT64)
+    bias_grad = result(&job.bias_grad, channels, cnp.PyArray_TYPE(weight_grad))
     run(&job, axis_, x_, dy_, dx)
-    dtype = weight.dtype if isinstance(weight, cnp.ndarray) and weight.dtype.kind == "f" else x_.dtype
-    dtype = dtype.newbyteorder("=")
-    return Gradients(dx, weight_grad.astype(dtype, copy=False), bias_grad.astype(dtype, copy=False))
+    if cnp.PyArray_TYPE(weight_grad) != cnp.PyArray_TYPE(grad_type):
+        weight_grad, bias_grad = weight_grad.astype(grad_type.dtype.newbyteorder("=")), bias_grad.astype(grad_type.dtype.newbyteorder("="))
+    return Gradients(dx, weight_grad, bias_grad)

@@ -4,21 +4,25 @@
 # (inner > 1) it holds LANES neighbouring elements of one channel. Either way the loops below run down the rows with one independent
 # accumulator a column, which is what makes them vectorize, and what makes the results the same bits at every vector width.
 #
-# The order of every sum is fixed by the shape: 8 rows are added as a tree, up to SEQUENCE of such trees (or single rows) one after another, and
+# The order of every sum is fixed by the shape: 8 rows (at the end 4, 2, 1) are added as a tree, up to SEQUENCE of such trees one after another, and
 # what comes of that in float64. More in a row, and nearly equal terms, which all round the same way, would cost digits.
 
 from cpython.pycapsule cimport PyCapsule_New
-from cython.parallel cimport prange
+from cython.parallel cimport parallel, prange, threadid
 from libc.float cimport DBL_MAX
-from libc.math cimport fabs, sqrt
+from libc.math cimport fabs, sqrt, sqrtf
 
-from .plan cimport LANES, TILE, WIDEST, ceil_div
-from .table cimport BACKWARD, COEFFICIENTS, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, View
+from .plan cimport LANES, TILE, WIDEST, ceil_div, coefficient_stride
+from .table cimport BACKWARD, COEFFICIENTS, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, Vector, View
 
 cdef extern from "stream.h" nogil:
     void stream_store(void* destination, const void* source, size_t bytes)
     void stream_fence()
     void prefetch_rows(const void* p, size_t stride, size_t width)
+
+cdef extern from "team.h" nogil:
+    int team_size()
+    void team_barrier()
 
 ctypedef fused real:            # of the elements
     float
@@ -33,66 +37,126 @@ cdef enum:
     FLUSH = 8 * SEQUENCE        # the rows of that many trees
     ALIGN_LENGTH = 96           # elements of a segment that are worth aligning
     STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
-    MANY = 1024                 # columns x chunks worth concluding on several threads
-    BLOCK = 8192                # elements of a block of pixels that the apply pass walks tile by tile
+    CONCLUDED = 128             # channels that are concluded side by side
+    BLOCK = 4096                #     elements of a block of pixels that the apply pass walks tile by tile
+
+
+cdef enum:                      # phases of the work
+    CHANNELS                    # all of it, a group of channels after the other
+    REDUCE
+    CONCLUDE
+    APPLY
+    ALONE                       # CONCLUDE and APPLY
 
 
 cdef inline bint finite(double a) noexcept nogil:
     return fabs(a) <= DBL_MAX
 
 
+# ---- what there is one of for each channel ---------------------------------------------------------------------------------------------
+
+cdef inline void read(const Vector* vector, Py_ssize_t c0, Py_ssize_t n, double otherwise, double* values) noexcept nogil:
+    """Values c0 to c0 + n of a vector, or `otherwise` where there is none."""
+    cdef Py_ssize_t j, stride = vector.stride
+    cdef const float* singles = <const float*>vector.data
+    cdef const double* doubles = <const double*>vector.data
+    if vector.data == NULL:
+        for j in range(n):
+            values[j] = otherwise
+    elif vector.dtype == FLOAT32:
+        for j in range(n):
+            values[j] = singles[(c0 + j) * stride]
+    else:
+        for j in range(n):
+            values[j] = doubles[(c0 + j) * stride]
+
+
+cdef inline void write(const Vector* vector, Py_ssize_t c0, Py_ssize_t n, const double* values) noexcept nogil:
+    cdef Py_ssize_t j, stride = vector.stride
+    cdef float* singles = <float*>vector.data
+    cdef double* doubles = <double*>vector.data
+    if vector.dtype == FLOAT32:
+        for j in range(n):
+            singles[(c0 + j) * stride] = <float>values[j]
+    else:
+        for j in range(n):
+            doubles[(c0 + j) * stride] = values[j]
+
+
 # ---- reductions ------------------------------------------------------------------------------------------------------------------------
 
-cdef inline wide sum8(wide a0, wide a1, wide a2, wide a3, wide a4, wide a5, wide a6, wide a7) noexcept nogil:
+cdef inline wide tree(Py_ssize_t n, wide a0, wide a1, wide a2, wide a3, wide a4, wide a5, wide a6, wide a7) noexcept nogil:
+    """The sum of the first n = 1, 2, 4 or 8."""
+    if n == 1:
+        return a0
+    if n == 2:
+        return a0 + a1
+    if n == 4:
+        return (a0 + a1) + (a2 + a3)
     return ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7))
 
 
-cdef inline void accumulate(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
-                            const wide* shift, wide* s, wide* q, bint paired) noexcept nogil:
-    """With b = x - shift, and a = dy if paired else b: s += sum of a, q += sum of a * b, down the rows of each column."""
-    cdef Py_ssize_t j, row = 0
+cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t width,
+                          const wide* shift, wide* s, wide* q, bint paired) noexcept nogil:
+    """With b = x - shift, and a = dy if paired else b: s += sum of a, q += sum of a * b, over n = 1, 2, 4 or 8 rows of each column."""
+    cdef Py_ssize_t j
     cdef wide c, a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
-    while row + 8 <= rows:
-        prefetch_rows(x, x_stride * sizeof(real), width * sizeof(real))
-        if paired:
-            prefetch_rows(dy, dy_stride * sizeof(real), width * sizeof(real))
-        for j in range(width):
-            c = shift[j]
-            b0 = <wide>x[j] - c
+    a1 = a2 = a3 = a4 = a5 = a6 = a7 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = 0
+    for j in range(width):
+        c = shift[j]
+        b0 = <wide>x[j] - c
+        if n > 1:
             b1 = <wide>x[j + x_stride] - c
+        if n > 2:
             b2 = <wide>x[j + 2 * x_stride] - c
             b3 = <wide>x[j + 3 * x_stride] - c
+        if n > 4:
             b4 = <wide>x[j + 4 * x_stride] - c
             b5 = <wide>x[j + 5 * x_stride] - c
             b6 = <wide>x[j + 6 * x_stride] - c
             b7 = <wide>x[j + 7 * x_stride] - c
-            if paired:
-                a0 = <wide>dy[j]
+        if paired:
+            a0 = <wide>dy[j]
+            if n > 1:
                 a1 = <wide>dy[j + dy_stride]
+            if n > 2:
                 a2 = <wide>dy[j + 2 * dy_stride]
                 a3 = <wide>dy[j + 3 * dy_stride]
+            if n > 4:
                 a4 = <wide>dy[j + 4 * dy_stride]
                 a5 = <wide>dy[j + 5 * dy_stride]
                 a6 = <wide>dy[j + 6 * dy_stride]
                 a7 = <wide>dy[j + 7 * dy_stride]
-            else:
-                a0, a1, a2, a3, a4, a5, a6, a7 = b0, b1, b2, b3, b4, b5, b6, b7
-            s[j] += sum8(a0, a1, a2, a3, a4, a5, a6, a7)
-            q[j] += sum8(a0 * b0, a1 * b1, a2 * b2, a3 * b3, a4 * b4, a5 * b5, a6 * b6, a7 * b7)
-        row += 8
+        else:
+            a0, a1, a2, a3, a4, a5, a6, a7 = b0, b1, b2, b3, b4, b5, b6, b7
+        s[j] += tree(n, a0, a1, a2, a3, a4, a5, a6, a7)
+        q[j] += tree(n, a0 * b0, a1 * b1, a2 * b2, a3 * b3, a4 * b4, a5 * b5, a6 * b6, a7 * b7)
+
+
+cdef inline void accumulate(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
+                            const wide* shift, wide* s, wide* q, bint paired) noexcept nogil:
+    """As add_rows, over any number of rows."""
+    cdef Py_ssize_t row
+    for row in range(rows // 8):
+        prefetch_rows(x, x_stride * sizeof(real), width * sizeof(real))
+        if paired:
+            prefetch_rows(dy, dy_stride * sizeof(real), width * sizeof(real))
+        add_rows(8, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
         x += 8 * x_stride
         if paired:
             dy += 8 * dy_stride
-    while row < rows:
-        for j in range(width):
-            b0 = <wide>x[j] - shift[j]
-            a0 = <wide>dy[j] if paired else b0
-            s[j] += a0
-            q[j] += a0 * b0
-        row += 1
-        x += x_stride
+    if rows & 4:
+        add_rows(4, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
+        x += 4 * x_stride
         if paired:
-            dy += dy_stride
+            dy += 4 * dy_stride
+    if rows & 2:
+        add_rows(2, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
+        x += 2 * x_stride
+        if paired:
+            dy += 2 * dy_stride
+    if rows & 1:
+        add_rows(1, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
 
 
 cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, double* total_q) noexcept nogil:
@@ -189,6 +253,15 @@ cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, 
         q[j] = lanes_q[j]
 
 
+cdef inline double folded(const wide* lanes) noexcept nogil:
+    """The sum of LANES values in float64, halves upon halves."""
+    cdef double h[8]
+    cdef Py_ssize_t j
+    for j in range(8):
+        h[j] = <double>lanes[j] + <double>lanes[j + 8]
+    return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]))
+
+
 cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width,
                           const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` channels over `rows` segments of `length` contiguous elements each."""
@@ -197,12 +270,13 @@ cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view
     cdef double lanes_s[TILE * LANES]
     cdef double lanes_q[TILE * LANES]
     cdef bint first = True, flushed = False
-    cdef Py_ssize_t c, i, j, row, part, additions, filled = 0
+    cdef Py_ssize_t c, i, j, n, row, part, additions, filled = 0
     for row in range(rows):
         i = 0
         while i < length:
             part = min(length - i, FLUSH * LANES)
-            additions = part // (8 * LANES) + part // LANES % 8 + (part % LANES > 0)
+            n = part // LANES
+            additions = n // 8 + (n >> 2 & 1) + (n >> 1 & 1) + (n & 1) + (part % LANES > 0)
             if filled + additions > SEQUENCE and not first:
                 if not flushed:
                     for j in range(width * LANES):
@@ -229,15 +303,6 @@ cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view
         for c in range(width):
             total_s[c] += folded(s + c * LANES)
             total_q[c] += folded(q + c * LANES)
-
-
-cdef inline double folded(const wide* lanes) noexcept nogil:
-    """The sum of LANES values in float64, halves upon halves."""
-    cdef double h[8]
-    cdef Py_ssize_t j
-    for j in range(8):
-        h[j] = <double>lanes[j] + <double>lanes[j + 8]
-    return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]))
 
 
 ctypedef struct Chunk:
@@ -332,7 +397,7 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
 
     for j in range(width):
         at = x + j * job.x.channel_stride
-        shift[j] = sum8(at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
+        shift[j] = tree(8, at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, False, kind)
     for j in range(width):
         mean = total_s[j] / count
@@ -348,9 +413,9 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
             j += few
 
 
-cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const real* kind) noexcept nogil:
+cdef inline void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t width, double* mean, double* var, const real* kind) noexcept nogil:
     """mean and var of channels from the chunks' moments, in their order: Chan, Golub & LeVeque 1983, eq. 1.5."""
-    cdef Py_ssize_t c, i, k
+    cdef Py_ssize_t i, j, k
     cdef Chunk chunk
     cdef double count = 0, n, delta, share, weight, x
     cdef const double* means
@@ -359,31 +424,32 @@ cdef inline void merge_moments(Job* job, Py_ssize_t c0, Py_ssize_t c1, const rea
         chunk = chunk_of(job, k)
         n = <double>((chunk.n1 - chunk.n0) * (chunk.i1 - chunk.i0))
         for i in range(job.fold):
-            means = job.partials + 2 * k * job.columns + i * job.channels
+            means = job.partials + 2 * k * job.columns + i * job.channels + c0
             m2s = means + job.columns
             share = n / (count + n)
             weight = share * count
             count += n
-            for c in range(c0, c1):
-                if k == 0 and i == 0:
-                    job.mean[c] = means[c]
-                    job.var[c] = m2s[c]
-                else:
-                    delta = means[c] - job.mean[c]
+            if k == 0 and i == 0:
+                for j in range(width):
+                    mean[j] = means[j]
+                    var[j] = m2s[j]
+            else:
+                for j in range(width):
+                    delta = means[j] - mean[j]
                     # Of infinities, the sum says what the mean is; the variance is NaN, as infinity - infinity is.
-                    job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + means[c]
-                    job.var[c] += m2s[c] + delta * delta * weight + (delta - delta)
+                    mean[j] = mean[j] + delta * share if finite(delta) else mean[j] + means[j]
+                    var[j] += m2s[j] + delta * delta * weight + (delta - delta)
     for i in range(job.tail // max(1, job.channels)):
         share = 1 / (count + 1)
         weight = share * count
         count += 1
-        for c in range(c0, c1):
-            x = element(&job.x, job.rows, i * job.channels + c, 0, kind)[0]
-            delta = x - job.mean[c]
-            job.mean[c] = job.mean[c] + delta * share if finite(delta) else job.mean[c] + x
-            job.var[c] += delta * delta * weight + (delta - delta)
-    for c in range(c0, c1):
-        job.var[c] /= count
+        for j in range(width):
+            x = element(&job.x, job.rows, i * job.channels + c0 + j, 0, kind)[0]
+            delta = x - mean[j]
+            mean[j] = mean[j] + delta * share if finite(delta) else mean[j] + x
+            var[j] += delta * delta * weight + (delta - delta)
+    for j in range(width):
+        var[j] /= count
 
 
 cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
@@ -393,94 +459,150 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
     cdef double total_s[WIDEST]
     cdef double total_q[WIDEST]
     cdef double rest[WIDEST]
-    cdef Py_ssize_t j, c = c0 % job.channels
+    cdef Py_ssize_t j = 0, c = c0 % job.channels, n
     cdef double* dy_sums = job.partials + 2 * k * job.columns + c0
     cdef double* products = dy_sums + job.columns
+    while j < width:            # once, unless the columns are several pixels' channels
+        n = min(width - j, job.channels - c)
+        read(&job.mean, c, n, 0, rest + j)
+        j += n
+        c = 0
     for j in range(width):
-        shift[j] = <real>job.mean[c]
-        rest[j] = job.mean[c] - shift[j]
-        c = c + 1 if c + 1 < job.channels else 0
+        shift[j] = <real>rest[j]
+        rest[j] -= shift[j]
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, True, kind)
     for j in range(width):
         dy_sums[j] = total_s[j]
         products[j] = total_q[j] - (rest[j] * total_s[j] if rest[j] != 0 else 0)
 
 
-cdef inline void merge_gradients(Job* job, Py_ssize_t c0, Py_ssize_t c1, const real* kind) noexcept nogil:
-    """weight_grad and bias_grad of channels from the chunks' sums, in their order."""
-    cdef Py_ssize_t c, i, k
+cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width, const double* mean, double* dy_sum, double* product,
+                                 const real* kind) noexcept nogil:
+    """Sums of dy and of dy * (x - mean) of channels from the chunks' sums, in their order."""
+    cdef Py_ssize_t i, j, k
     cdef double dy
     cdef const double* dy_sums
-    for c in range(c0, c1):
-        job.bias_grad[c] = 0
-        job.weight_grad[c] = 0
+    for j in range(width):
+        dy_sum[j] = product[j] = 0
     for k in range(job.chunks):
         for i in range(job.fold):
-            dy_sums = job.partials + 2 * k * job.columns + i * job.channels
-            for c in range(c0, c1):
-                job.bias_grad[c] += dy_sums[c]
-                job.weight_grad[c] += dy_sums[job.columns + c]
+            dy_sums = job.partials + 2 * k * job.columns + i * job.channels + c0
+            for j in range(width):
+                dy_sum[j] += dy_sums[j]
+                product[j] += dy_sums[job.columns + j]
     for i in range(job.tail // max(1, job.channels)):
-        for c in range(c0, c1):
-            dy = element(&job.dy, job.rows, i * job.channels + c, 0, kind)[0]
-            job.bias_grad[c] += dy
-            job.weight_grad[c] += dy * (element(&job.x, job.rows, i * job.channels + c, 0, kind)[0] - job.mean[c])
-    for c in range(c0, c1):
-        job.weight_grad[c] /= sqrt(job.var[c] + job.eps)
+        for j in range(width):
+            dy = element(&job.dy, job.rows, i * job.channels + c0 + j, 0, kind)[0]
+            dy_sum[j] += dy
+            product[j] += dy * (element(&job.x, job.rows, i * job.channels + c0 + j, 0, kind)[0] - mean[j])
 
 
-# ---- coefficients of the apply pass ----------------------------------------------------------------------------------------------------
+# ---- between reduction and apply -------------------------------------------------------------------------------------------------------
 #
 # forward:  y  = ((x - hi) - lo) * scale + offset                  with hi + lo = mean, scale = weight * invstd, offset = bias
 # backward: dx = ((dy - offset) - ((x - hi) - lo) * slope) * scale    with offset = bias_grad / m, slope = weight_grad * invstd / m
 # frozen:   dx = dy * scale, as forward of dy with a mean and bias of 0
 
-cdef inline Py_ssize_t coefficient_stride(const Job* job) noexcept nogil:
-    return job.columns + LANES
+cdef inline void update(const Vector* running, Py_ssize_t c0, Py_ssize_t width, const double* batch, double momentum, double factor) noexcept nogil:
+    """running = (1 - momentum) * running + momentum * (batch * factor), in float64, rounded once."""
+    cdef double values[CONCLUDED]
+    cdef Py_ssize_t j
+    read(running, c0, width, 0, values)
+    for j in range(width):
+        values[j] = (1 - momentum) * values[j] + momentum * (batch[j] * factor)
+    write(running, c0, width, values)
 
 
-cdef inline void coefficients_of(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* at) noexcept nogil:
-    """Coefficients of channels c0 to c1, in each of their columns."""
-    cdef Py_ssize_t stride = coefficient_stride(job)
-    cdef real* hi = at
+cdef inline void inverse_roots(const double* var, double eps, Py_ssize_t width, double* invstd, const real* kind) noexcept nogil:
+    """invstd = 1 / sqrt(var + eps), to 14 digits where the elements are float32: a third of the time of what float64 needs."""
+    cdef float rough[CONCLUDED]
+    cdef Py_ssize_t j, ordinary = 0
+    cdef double a, r
+    if real is float:
+        for j in range(width):
+            rough[j] = <float>(var[j] + eps)
+        for j in range(width):
+            ordinary += (rough[j] > <float>1e-30) & (rough[j] < <float>1e30)
+            rough[j] = <float>1 / sqrtf(rough[j])
+        if ordinary == width:
+            for j in range(width):
+                a = var[j] + eps
+                r = rough[j]
+                invstd[j] = r * (1.5 - 0.5 * a * r * r)     # Newton's method
+            return
+    for j in range(width):
+        invstd[j] = 1 / sqrt(var[j] + eps)
+
+
+cdef inline void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
+    """For `width` <= CONCLUDED channels from c0 on, from the chunks' sums to the results and to what the apply pass needs."""
+    cdef double mean[CONCLUDED]
+    cdef double var[CONCLUDED]
+    cdef double invstd[CONCLUDED]
+    cdef double weight[CONCLUDED]
+    cdef double dy_sum[CONCLUDED]
+    cdef double weight_grad[CONCLUDED]
+    cdef double bias[CONCLUDED]
+    cdef double count = <double>job.outer * job.inner, each = 1 / count
+    cdef Py_ssize_t i, j, array, stride = coefficient_stride(job.columns)
+    cdef real* hi = <real*>job.coefficients + c0
     cdef real* lo = hi + stride
     cdef real* scale = lo + stride
     cdef real* offset = scale + stride
     cdef real* slope = offset + stride
-    cdef const double* mean = job.mean
-    cdef const double* var = job.var
-    cdef const double* weight = job.weight
-    cdef double eps = job.eps, each = 1 / (<double>job.outer * job.inner)
-    cdef Py_ssize_t c, i, array
-    for c in range(c0, c1):
-        hi[c] = <real>mean[c]
-        lo[c] = <real>(mean[c] - hi[c]) if finite(hi[c]) else 0
-    if weight != NULL:
-        for c in range(c0, c1):
-            scale[c] = <real>(weight[c] / sqrt(var[c] + eps))
+
+    if job.reduction == MOMENTS:
+        merge_moments(job, c0, width, mean, var, kind)
+        write(&job.mean, c0, width, mean)
+        write(&job.var, c0, width, var)
+        if job.running_mean.data != NULL:
+            update(&job.running_mean, c0, width, mean, job.momentum, 1)
+            update(&job.running_var, c0, width, var, job.momentum, count / (count - 1))
     else:
-        for c in range(c0, c1):
-            scale[c] = <real>(1 / sqrt(var[c] + eps))
+        read(&job.mean, c0, width, 0, mean)
+        read(&job.var, c0, width, 1, var)
+    inverse_roots(var, job.eps, width, invstd, kind)
+    if job.reduction == GRADIENTS:
+        merge_gradients(job, c0, width, mean, dy_sum, weight_grad, kind)
+        for j in range(width):
+            weight_grad[j] *= invstd[j]
+        write(&job.weight_grad, c0, width, weight_grad)
+        write(&job.bias_grad, c0, width, dy_sum)
+    if not job.apply:
+        return
+
+    read(&job.weight, c0, width, 1, weight)
+    for j in range(width):
+        hi[j] = <real>mean[j]
+        lo[j] = <real>(mean[j] - hi[j]) if finite(hi[j]) else 0
+        scale[j] = <real>(weight[j] * invstd[j])
     if job.apply == FORWARD:
-        for c in range(c0, c1):
-            offset[c] = <real>job.bias[c] if job.bias != NULL else 0
+        read(&job.bias, c0, width, 0, bias)
+        for j in range(width):
+            offset[j] = <real>bias[j]
     elif job.apply == BACKWARD:
-        for c in range(c0, c1):
-            offset[c] = <real>(job.bias_grad[c] * each)
-            slope[c] = <real>(job.weight_grad[c] / sqrt(var[c] + eps) * each)
+        for j in range(width):
+            offset[j] = <real>(dy_sum[j] * each)
+            slope[j] = <real>(weight_grad[j] * invstd[j] * each)
     else:
-        for c in range(c0, c1):
-            hi[c] = lo[c] = offset[c] = 0
+        for j in range(width):
+            hi[j] = lo[j] = offset[j] = 0
     for array in range(COEFFICIENTS):
         for i in range(1, job.fold):
-            for c in range(c0, c1):
-                at[array * stride + i * job.channels + c] = at[array * stride + c]
+            for j in range(width):
+                hi[array * stride + i * job.channels + j] = hi[array * stride + j]
         # The first ones once more after the last, for rows that begin later.
-        for c in range(c0, min(c1, LANES)):
-            i = job.columns + c
-            while i < stride:
-                at[array * stride + i] = at[array * stride + c]
+        for j in range(min(width, LANES - c0)):
+            i = job.columns
+            while c0 + j + i < stride:
+                hi[array * stride + i + j] = hi[array * stride + j]
                 i += job.channels
+
+
+cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
+    while c0 < c1:
+        conclude_block(job, c0, min(CONCLUDED, c1 - c0), kind)
+        c0 += CONCLUDED
 
 
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
@@ -503,31 +625,18 @@ cdef inline void transform_row(const real* x, const real* dy, real* y, Py_ssize_
 
 
 cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t head, Py_ssize_t overlap, const real* coefficients, Py_ssize_t stride,
-                           Py_ssize_t channel_step, bint stream, bint paired) noexcept nogil:
+                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t head, Py_ssize_t overlap, const real* hi, const real* lo,
+                           const real* scale, const real* offset, const real* slope, bint stream, bint paired) noexcept nogil:
     """The apply pass down the rows of a tile, the first of which begins at `head`.
 
     head, overlap : unless 0, there is a further row at 0, or at `overlap`, which overlaps the others: what comes before the first boundary of a
     cache line, and the end of what isn't whole rows. As y may be x or dy, they are computed before anything is stored.
-    channel_step : 1 where the columns are channels, 0 where they are elements of one channel.
     """
-    cdef real hi[TILE]
-    cdef real lo[TILE]
-    cdef real scale[TILE]
-    cdef real offset[TILE]
-    cdef real slope[TILE]
     cdef real first[TILE]
     cdef real last[TILE]
     cdef real* begin = y
     cdef real* end = y + overlap
     cdef Py_ssize_t i, j
-    for j in range(width):
-        hi[j] = coefficients[j * channel_step]
-        lo[j] = coefficients[j * channel_step + stride]
-        scale[j] = coefficients[j * channel_step + 2 * stride]
-        offset[j] = coefficients[j * channel_step + 3 * stride]
-        if paired:
-            slope[j] = coefficients[j * channel_step + 4 * stride]
     if head:
         transform_row(x, dy, first, width, hi, lo, scale, offset, slope, False, paired)
     if overlap:
@@ -542,11 +651,12 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
         y += y_stride
         if paired:
             dy += dy_stride
+    # Of lines that were just written past the caches, not one byte, or they would have to be fetched again.
     if head:
-        for j in range(width):
+        for j in range(head if stream else width):
             begin[j] = first[j]
     if overlap:
-        for j in range(width):
+        for j in range(head + rows * width - overlap if stream else 0, width):
             end[j] = last[j]
 
 
@@ -558,14 +668,33 @@ cdef inline Py_ssize_t to_cache_line(const real* y) noexcept nogil:
 cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
                                bint stream, bint paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of one channel."""
-    cdef Py_ssize_t head = 0
+    cdef real hi[LANES]
+    cdef real lo[LANES]
+    cdef real scale[LANES]
+    cdef real offset[LANES]
+    cdef real slope[LANES]
+    cdef Py_ssize_t j, head = 0
+    for j in range(LANES):
+        hi[j] = coefficients[0]
+        lo[j] = coefficients[stride]
+        scale[j] = coefficients[2 * stride]
+        offset[j] = coefficients[3 * stride]
+        if paired:
+            slope[j] = coefficients[4 * stride]
     if length < LANES:
-        transform(x, 0, dy, 0, y, 0, 1, length, 0, 0, coefficients, stride, 0, False, paired)
+        transform(x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, False, paired)
         return
     if length >= ALIGN_LENGTH:
         head = to_cache_line(y)
     transform(x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
-              coefficients, stride, 0, stream, paired)
+              hi, lo, scale, offset, slope, stream, paired)
+
+
+cdef inline void tile_transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+                                Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
+    """The apply pass over a tile of `width` <= TILE columns."""
+    transform(x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, coefficients, coefficients + stride, coefficients + 2 * stride,
+              coefficients + 3 * stride, coefficients + 4 * stride, stream, paired)
 
 
 cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
@@ -577,12 +706,12 @@ cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real
         w = width - c
         if w >= TILE:
             w = TILE
-            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, 0, 0, coefficients + c, stride, 1, stream, paired)
+            tile_transform(x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, coefficients + c, stride, stream, paired)
         elif w >= LANES:
             w = LANES
-            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, 0, 0, coefficients + c, stride, 1, stream, paired)
+            tile_transform(x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, coefficients + c, stride, stream, paired)
         else:
-            transform(x, x_stride, dy, dy_stride, y, y_stride, rows, w, 0, 0, coefficients + c, stride, 1, stream, paired)
+            tile_transform(x, x_stride, dy, dy_stride, y, y_stride, rows, w, coefficients + c, stride, stream, paired)
         c += w
         x += w
         y += w
@@ -599,16 +728,6 @@ cdef inline void reduce(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
         chunk_gradients(job, k, c0, width, kind)
 
 
-cdef inline void conclude(Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
-    """From the chunks' sums to what the apply pass needs."""
-    if job.reduction == MOMENTS:
-        merge_moments(job, c0, c1, kind)
-    elif job.reduction == GRADIENTS:
-        merge_gradients(job, c0, c1, kind)
-    if job.apply:
-        coefficients_of(job, c0, c1, <real*>job.coefficients)
-
-
 cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                        real* kind) noexcept nogil:
     """The apply pass over the box of rows [n0, n1) x columns [c0, c1) x inner indices [i0, i1)."""
@@ -622,7 +741,7 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
 cdef inline void block_transform(const Job* job, const View* x, const real* x_at, const real* dy_at, real* y_at, Py_ssize_t rows, Py_ssize_t width,
                                  const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
     """The apply pass over `rows` rows of `width` columns, in blocks of rows so that neighbouring tiles follow one another closely."""
-    cdef Py_ssize_t n = 0, step = max(1, BLOCK // width)
+    cdef Py_ssize_t n = 0, step = max(1, BLOCK // max(1, x.outer_stride))
     while n < rows:
         column_transform(x_at + n * x.outer_stride, x.outer_stride, dy_at + n * job.dy.outer_stride if paired else dy_at, job.dy.outer_stride,
                          y_at + n * job.y.outer_stride, job.y.outer_stride, min(step, rows - n), width, coefficients, stride, stream, paired)
@@ -631,7 +750,7 @@ cdef inline void block_transform(const Job* job, const View* x, const real* x_at
 
 cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                            bint paired, real* kind) noexcept nogil:
-    cdef Py_ssize_t n, c, rows, head = 0, width = c1 - c0, stride = coefficient_stride(job)
+    cdef Py_ssize_t n, c, rows, head = 0, width = c1 - c0, stride = coefficient_stride(job.columns)
     cdef const real* coefficients = <const real*>job.coefficients
     cdef const real* x_at
     cdef const real* dy_at = NULL
@@ -680,37 +799,40 @@ cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssiz
                     dy_at += job.dy.channel_stride
 
 
-cdef inline void channel_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are groups of channels of the row layout: all that is to be done for each, while it is in cache."""
+cdef inline void channel_phase(const Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
+    """Items are groups of channels: all that is to be done for each, while it is in cache."""
     cdef Py_ssize_t item, k, n, c0, c1
     for item in range(begin, end):
         c0 = item * job.group
         c1 = min(c0 + job.group, job.columns)
-        for k in range(job.chunks):
+        for k in range(job.chunks if job.reduction else 0):
             reduce(job, k, c0, c1 - c0, kind)
         conclude(job, c0, c1, kind)
-        # From the end: what was read last is most likely still in cache.
-        for n in range(job.rows - 1 if job.apply else -1, -1, -1):
-            apply(job, n, n + 1, c0, c1, 0, job.inner, kind)
+        if job.apply and job.inner == 1:
+            apply(job, 0, job.rows, c0, c1, 0, 1, kind)
+        elif job.apply:
+            # From the end: what was read last is most likely still in cache.
+            for n in range(job.rows - 1, -1, -1):
+                apply(job, n, n + 1, c0, c1, 0, job.inner, kind)
     stream_fence()
 
 
-cdef inline void reduce_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are chunks x groups of columns of the window."""
-    cdef Py_ssize_t item, c0, groups = ceil_div(job.c1 - job.c0, job.group)
+cdef inline void reduce_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
+    """Items are chunks x groups of the columns c0 to c1."""
+    cdef Py_ssize_t item, c, groups = ceil_div(c1 - c0, job.group)
     for item in range(begin, end):
-        c0 = job.c0 + item % groups * job.group
-        reduce(job, item // groups, c0, min(job.group, job.c1 - c0), kind)
+        c = c0 + item % groups * job.group
+        reduce(job, item // groups, c, min(job.group, c1 - c), kind)
 
 
-cdef inline void apply_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are rows (column layout), or planes or pieces of planes (row layout), of the window, in the order of memory.
+cdef inline void apply_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
+    """Items are rows (column layout), or planes or pieces of planes (row layout), of the columns c0 to c1, in the order of memory.
 
     Planes are taken from the end: what a reduction has just read last is most likely still in cache.
     """
-    cdef Py_ssize_t item = end, n, c, count, i0, width = job.c1 - job.c0
+    cdef Py_ssize_t item = end, n, c, count, i0, width = c1 - c0
     if job.inner == 1:
-        apply(job, begin, end, job.c0, job.c1, 0, 1, kind)
+        apply(job, begin, end, c0, c1, 0, 1, kind)
         if job.tail and end == job.rows:
             apply(job, end, end + 1, 0, job.tail, 0, 1, kind)
     while job.inner != 1 and item > begin:
@@ -718,74 +840,82 @@ cdef inline void apply_phase(Job* job, Py_ssize_t begin, Py_ssize_t end, real* k
         c = (item - 1) // job.pieces - n * width
         if job.pieces == 1:
             count = min(c + 1, item - begin)
-            apply(job, n, n + 1, job.c0 + c + 1 - count, job.c0 + c + 1, 0, job.inner, kind)
+            apply(job, n, n + 1, c0 + c + 1 - count, c0 + c + 1, 0, job.inner, kind)
             item -= count
         else:
             i0 = (item - 1) % job.pieces * job.piece
-            apply(job, n, n + 1, job.c0 + c, job.c0 + c + 1, i0, min(i0 + job.piece, job.inner), kind)
+            apply(job, n, n + 1, c0 + c, c0 + c + 1, i0, min(i0 + job.piece, job.inner), kind)
             item -= 1
     stream_fence()
 
 
-cdef void run_channels(Job* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    if job.dtype == FLOAT32:
-        channel_phase(job, begin, end, <float*>NULL)
+cdef inline void work(const Job* job, int phase, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
+    if phase == CHANNELS:
+        channel_phase(job, begin, end, kind)
+    elif phase == REDUCE:
+        reduce_phase(job, c0, c1, begin, end, kind)
+    elif phase == CONCLUDE:
+        conclude(job, c0 + begin, c0 + end, kind)
     else:
-        channel_phase(job, begin, end, <double*>NULL)
+        if phase == ALONE:
+            conclude(job, 0, job.channels, kind)
+        apply_phase(job, c0, c1, begin, end, kind)
 
 
-cdef void run_reduce(Job* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    if job.dtype == FLOAT32:
-        reduce_phase(job, begin, end, <float*>NULL)
+cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) noexcept nogil:
+    """Share i of job.threads of a phase's items: each thread the same share every time."""
+    cdef Job job = shared[0]
+    cdef Py_ssize_t items, begin, end, c0 = window * job.window, c1 = min(c0 + job.window, job.columns)
+    if phase == CHANNELS:
+        items = ceil_div(job.columns, job.group)
+    elif phase == REDUCE:
+        items = job.chunks * ceil_div(c1 - c0, job.group)
+    elif phase == CONCLUDE:
+        items = min(c1, job.channels) - c0
+    elif job.inner == 1:
+        items = job.rows
     else:
-        reduce_phase(job, begin, end, <double*>NULL)
-
-
-cdef void run_conclude(Job* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    if job.dtype == FLOAT32:
-        conclude(job, begin, end, <float*>NULL)
-    else:
-        conclude(job, begin, end, <double*>NULL)
-
-
-cdef void run_apply(Job* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    if job.dtype == FLOAT32:
-        apply_phase(job, begin, end, <float*>NULL)
-    else:
-        apply_phase(job, begin, end, <double*>NULL)
-
-
-ctypedef void (*phase)(Job*, Py_ssize_t, Py_ssize_t) noexcept nogil
-
-
-cdef void share(Job* job, phase work, Py_ssize_t items) noexcept nogil:
-    """Run a phase over all its items, on job.threads threads, each thread the same share every time."""
-    cdef Py_ssize_t shares = min(items, <Py_ssize_t>job.threads), i
-    if shares <= 1:
-        work(job, 0, items)
-    else:
-        for i in prange(shares, num_threads=job.threads, schedule="static", chunksize=1):
-            work(job, items * i // shares, items * (i + 1) // shares)
-
-
-cdef void run(Job* job) noexcept nogil:
-    cdef Py_ssize_t width
-    if job.reduction and job.by_channel:
-        share(job, run_channels, ceil_div(job.columns, job.group))
+        items = job.rows * (c1 - c0) * job.pieces
+    begin = items * i // job.threads
+    end = items * (i + 1) // job.threads
+    if begin == end:
         return
-    job.c0 = 0
-    while job.c0 < job.columns:
-        job.c1 = min(job.c0 + job.window, job.columns)
-        width = job.c1 - job.c0
-        if job.reduction:
-            share(job, run_reduce, job.chunks * ceil_div(width, job.group))
-        if width * (job.chunks + 1) < MANY or job.window < job.columns:
-            run_conclude(job, job.c0, min(job.c1, job.channels))
+    if phase == ALONE:
+        # Coefficients of its own for each thread: made twice sooner than fetched from another core.
+        job.coefficients = <char*>job.coefficients + i * COEFFICIENTS * coefficient_stride(job.columns) * (4 if job.dtype == FLOAT32 else 8)
+    if job.dtype == FLOAT32:
+        work(&job, phase, c0, c1, begin, end, <float*>NULL)
+    else:
+        work(&job, phase, c0, c1, begin, end, <double*>NULL)
+
+
+cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
+    """What one thread of a team does of all the phases; the team waits for all its threads after each."""
+    cdef Py_ssize_t window, i
+    cdef int phase
+    for window in range(ceil_div(job.columns, job.window)):
+        for phase in range(REDUCE, APPLY + 1 if job.apply else APPLY):
+            i = thread
+            while i < job.threads:
+                share(job, phase, window, i)
+                i += team_size()
+            team_barrier()
+
+
+cdef void run(const Job* job) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int phase = CHANNELS if job.by_channel else ALONE
+    if job.by_channel or not job.reduction:
+        if job.threads == 1:
+            share(job, phase, 0, 0)
         else:
-            share(job, run_conclude, job.channels)
-        if job.apply:
-            share(job, run_apply, job.rows if job.inner == 1 else job.rows * width * job.pieces)
-        job.c0 = job.c1
+            for i in prange(job.threads, num_threads=job.threads, schedule="static", chunksize=1):
+                share(job, phase, 0, i)
+    elif job.threads == 1:
+        walk_phases(job, 0)
+    else:
+        with parallel(num_threads=job.threads):
+            walk_phases(job, threadid())
 
 
 cdef Table table = Table(run=run)

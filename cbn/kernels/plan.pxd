@@ -5,7 +5,7 @@ from .table cimport Job, View
 cdef enum:
     LANES = 16          # partial sums of a channel side by side in the row layout: one AVX-512 register of float32
     TILE = 64           # channels handled side by side: in registers in the column layout, at most in the row layout
-    WIDEST = 512        # columns of the column layout that a reduction takes at a time
+    WIDEST = 128        # columns of the column layout that a reduction takes at a time
     CHUNK = 16384       # elements of a channel worth a chunk of their own, row layout
     CHUNK_ROWS = 256    # rows worth a chunk of their own, column layout
     MAX_CHUNKS = 64     # bounds the memory of partial results and the parallelism of a single channel
@@ -13,6 +13,11 @@ cdef enum:
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t coefficient_stride(Py_ssize_t columns) noexcept nogil:
+    """From one array of coefficients to the next: the first LANES columns' stand there once more, for rows that begin later."""
+    return columns + LANES
 
 
 cdef inline void cut_channels(Job* job) noexcept nogil:
@@ -63,18 +68,21 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     job.threads = threads
     job.stream = stream
     job.window = job.columns
-    job.by_channel = False
     if job.inner == 1:
-        # Memory is walked best in its own order, in groups as wide as leave each thread one.
+        # Memory in its own order: threads that write neighbouring columns of one row would fetch each other's lines ahead. Only where each thread's
+        # part of a row is long, and there are few rows, does it cost more to hand so many coefficients from core to core.
         job.group = WIDEST if job.chunks >= threads else min(WIDEST, ceil_div(ceil_div(job.columns, threads), TILE) * TILE)
+        job.by_channel = threads > 1 and job.reduction and job.fold == 1 and job.columns >= 1024 * threads and bytes <= core_cache and balanced(
+            ceil_div(job.columns, job.group), threads)
     else:
         # Side by side, enough channels for 4096 contiguous elements.
         job.group = max(1, min(TILE, 4096 // max(1, job.inner)))
         groups = ceil_div(job.columns, job.group)
         if threads > 1 and job.reduction and bytes > groups * core_cache:
             job.window = job.group
+            job.by_channel = False
         else:
-            job.by_channel = balanced(groups, threads)
+            job.by_channel = balanced(groups, threads) and (job.reduction or job.rows == 1)
     planes = job.rows * job.window
     job.pieces = 1 if threads == 1 or planes == 0 else min(ceil_div(4 * threads, planes), ceil_div(job.inner, LANES))
     job.piece = max(1, ceil_div(ceil_div(job.inner, max(1, job.pieces)), LANES) * LANES)

@@ -1,10 +1,11 @@
-/* Stores that bypass the caches: what neither Cython nor plain C can say. Both ends of the destination lie on 16-byte boundaries. */
+/* Stores that bypass the caches, and loads ahead of time: what neither Cython nor plain C can say. */
 #include <stddef.h>
 #include <string.h>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
 
+/* Both ends of the destination lie on 16-byte boundaries. */
 static inline __attribute__((always_inline)) void stream_store(void *destination, const void *source, size_t bytes)
 {
     size_t i = 0;
@@ -29,12 +30,12 @@ static inline void stream_store(void *destination, const void *source, size_t by
 static inline void stream_fence(void) { }
 
 #endif
-#ifndef PF
-#define PF 8192
-#endif
+/* Fetches ahead, into the second-level cache: 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them. */
 static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width)
 {
-    const char *c = (const char *)p;
-    if (stride == width) { for (int r = 0; r < 8; r++) for (size_t k = 0; k < width; k += 64) __builtin_prefetch(c + PF + r * width + k, 0, 2); }
-    else for (int r = 0; r < 8; r++) for (size_t k = 0; k < width; k += 64) __builtin_prefetch(c + 8 * stride + r * stride + k, 0, 2);
+    const char *ahead = (const char *)p + (stride == width ? 8192 : 8 * stride);
+    size_t row, i;
+    for (row = 0; row < 8; row++)
+        for (i = 0; i < width; i += 64)
+            __builtin_prefetch(ahead + row * stride + i, 0, 2);
 }

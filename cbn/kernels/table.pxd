@@ -1,6 +1,6 @@
 # What a kernel module is asked (Job) and what it hands out (Table): the contract between the functions and the kernels.
 
-cdef enum:                      # Job.dtype, of x, dy and y
+cdef enum:                      # Job.dtype, of x, dy and y, and Vector.dtype
     FLOAT32
     FLOAT64
 
@@ -22,6 +22,12 @@ ctypedef struct View:
     Py_ssize_t outer_stride
     Py_ssize_t channel_stride
 
+# One value for each channel: float32 or float64, native, aligned. The stride counts elements; data may be NULL where it says so.
+ctypedef struct Vector:
+    void* data
+    Py_ssize_t stride
+    int dtype
+
 ctypedef struct Job:
     int dtype
     int reduction               # or 0
@@ -34,12 +40,15 @@ ctypedef struct Job:
     View dy
     View y                      # what apply writes; may be x or dy itself
     double eps
-    const double* weight        # (channels,), or NULL for ones
-    const double* bias          # (channels,), or NULL for zeros
-    double* mean                # (channels,): results of MOMENTS, otherwise given
-    double* var
-    double* weight_grad         # (channels,): results of GRADIENTS
-    double* bias_grad
+    Vector weight               # or NULL for ones
+    Vector bias                 # or NULL for zeros
+    Vector mean                 # results of MOMENTS, otherwise given
+    Vector var
+    Vector running_mean         # updated by MOMENTS unless NULL
+    Vector running_var
+    double momentum
+    Vector weight_grad          # results of GRADIENTS
+    Vector bias_grad
 
     # How a channel is cut for its reductions: a function of the shape alone (plan.pxd).
     Py_ssize_t fold             # pixels seen side by side as one row, in the column layout with few channels; they must be contiguous
@@ -55,14 +64,13 @@ ctypedef struct Job:
     Py_ssize_t group            # columns that a reduction takes side by side
     bint by_channel             # threads take groups, rather than all threads together a window
     Py_ssize_t window           # columns to a window
-    Py_ssize_t c0, c1           # the window that the threads are at
     bint stream                 # write past the caches
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
 
     # Working memory, given by the caller.
     double* partials            # (chunks, 2, columns)
-    void* coefficients          # (COEFFICIENTS, columns + LANES) of the element type
+    void* coefficients          # (COEFFICIENTS, coefficient_stride) of the element type; without a reduction, for each thread
 
 ctypedef struct Table:
-    void (*run)(Job*) noexcept nogil
+    void (*run)(const Job*) noexcept nogil

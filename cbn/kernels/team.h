@@ -1,0 +1,18 @@
+/* What the threads of a parallel region need to walk through phases together; of a serial build's one thread, nothing. */
+#ifndef CBN_TEAM_H
+#define CBN_TEAM_H
+
+#ifdef _OPENMP
+#include <omp.h>
+
+static inline int team_size(void) { return omp_get_num_threads(); }
+
+static inline void team_barrier(void) {
+#pragma omp barrier
+}
+#else
+static inline int team_size(void) { return 1; }
+static inline void team_barrier(void) {}
+#endif
+
+#endif
