@@ -188,6 +188,56 @@ cdef int check_overlap(cnp.ndarray out, str out_name, object a, str name, bint i
     return 0
 
 
+cdef cnp.ndarray addend(object residual, cnp.ndarray x):
+    cdef cnp.ndarray array
+    if residual is None:
+        return None
+    array = as_elements(residual, "residual")
+    if not same_shape(array, x):
+        raise ValueError(f"residual: expected shape {np.shape(x)}, that of x, got {np.shape(array)}")
+    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
+        raise TypeError(f"residual: expected dtype {x.dtype}, that of x, got {array.dtype}")
+    return array
+
+
+cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x, bint backward) except -1:
+    """What is to be done in the pass that normalizes: of `activation`, the Job's numbers."""
+    cdef double low = NAN, high = NAN
+    if activation is None:
+        if residual is not None and not backward:
+            job.fusion = PIECEWISE
+            job.low = job.high = NAN
+        return 0
+    kind, *numbers = (activation,) if isinstance(activation, str) else activation if isinstance(activation, tuple) and activation else (None,)
+    if kind == "hard_swish" and len(numbers) == 0:
+        job.fusion = HARD_SWISH
+        return 0
+    if kind == "relu" and len(numbers) == 0:
+        low = 0
+    elif kind == "relu6" and len(numbers) == 0:
+        low, high = 0, 6
+    elif kind == "clip" and len(numbers) == 2:
+        low, high = real_number(numbers[0], "activation: low"), real_number(numbers[1], "activation: high")
+        if not low <= high:
+            raise ValueError(f"activation: expected ('clip', low, high) with low <= high, got {activation!r}")
+        if backward:                # the gradient passes at either end, as PyTorch's clamp has it
+            low = nextafterf(low, -INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else nextafter(low, -INFINITY)
+            high = nextafterf(high, INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else nextafter(high, INFINITY)
+    elif kind == "leaky_relu" and len(numbers) == 1:
+        low = 0
+        job.leaky = True
+        job.slope = real_number(numbers[0], "activation: slope")
+        if not -DBL_MAX <= job.slope <= DBL_MAX:
+            raise ValueError(f"activation: expected a finite slope, got {activation!r}")
+    else:
+        raise ValueError("activation: expected None, 'relu', 'relu6', ('clip', low, high), ('leaky_relu', slope) or 'hard_swish', "
+                         f"got {activation!r}")
+    job.fusion = PIECEWISE
+    job.low = low
+    job.high = high
+    return 0
+
+
 cdef cnp.ndarray output(object out, cnp.ndarray x):
     """The array to write: `out`, checked, or a new one in x's memory order."""
     cdef cnp.ndarray array
@@ -205,10 +255,12 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     return array
 
 
-cdef int check_outputs(cnp.ndarray y, object x, object dy, object weight, object bias, object mean, object var, str statistics) except -1:
-    """`out` may be x or dy, and must not overlap anything else that is read."""
+cdef int check_outputs(cnp.ndarray y, object x, object dy, object residual, object weight, object bias, object mean, object var,
+                       str statistics) except -1:
+    """`out` may be x, dy or the residual, and must not overlap anything else that is read."""
     check_overlap(y, "out", x, "x", True)
     check_overlap(y, "out", dy, "dy", True)
+    check_overlap(y, "out", residual, "residual", True)
     check_overlap(y, "out", weight, "weight", False)
     check_overlap(y, "out", bias, "bias", False)
     check_overlap(y, "out", mean, statistics + "mean", False)

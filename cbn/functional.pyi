@@ -9,6 +9,9 @@ class Gradients(NamedTuple):
     x: NDArray[Any]
     weight: NDArray[Any]
     bias: NDArray[Any]
+    residual: NDArray[Any] | None = None
+
+Activation = str | tuple[str, float] | tuple[str, float, float] | None
 
 def batch_norm(
     x: ArrayLike,
@@ -21,6 +24,8 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     axis: int = 1,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def batch_norm_train(
@@ -30,6 +35,8 @@ def batch_norm_train(
     eps: float = 1e-5,
     *,
     axis: int = 1,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], BatchStats]: ...
 def batch_norm_backward(
@@ -42,6 +49,8 @@ def batch_norm_backward(
     *,
     axis: int = 1,
     training: bool = True,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> Gradients: ...
 def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats: ...
@@ -54,5 +63,7 @@ def forward_training(
     momentum: float,
     eps: float,
     axis: int,
+    activation: Activation,
+    residual: ArrayLike | None,
     out: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], BatchStats]: ...

@@ -9,12 +9,13 @@ import numpy as np
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memset
 from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, NAN
+from libc.math cimport INFINITY, NAN, nextafter, nextafterf
 cimport numpy as cnp
 
 from . cimport dispatch
 from .kernels.plan cimport coefficient_stride, cut_channels, fold_views, share_work
-from .kernels.table cimport BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Vector, View
+from .kernels.table cimport (BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GATES, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector,
+                             View)
 from .memory cimport new_like
 from .threads cimport threads_for
 
@@ -32,34 +33,43 @@ include "views.pxi"
 
 
 class Gradients(NamedTuple):
-    """Gradients of a loss with respect to the input, the weight and the bias of a batch normalization."""
+    """Gradients of a loss with respect to the input, the weight and the bias of a batch normalization, and to the residual if there was one."""
 
     x: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
+    residual: np.ndarray | None = None
 
 
-cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) except -1:
+cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray y, cnp.ndarray residual_grad) except -1:
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
-    cdef cnp.ndarray target = y
+    cdef cnp.ndarray target = y, grad_target = residual_grad
     cdef Py_ssize_t coefficients, partials
     cdef double elements, bytes
     cdef int inputs
     cdef char* memory
     if cnp.PyArray_SIZE(x) == 0:
         return conclude_empty(job, cnp.PyArray_DIM(x, axis))
-    if not prepare(job, axis, x, dy, y):
-        x = np.array(x, x.dtype.newbyteorder("="), order="C")
-        dy = None if dy is None else np.array(dy, dy.dtype.newbyteorder("="), order="C")
+    if not prepare(job, axis, x, dy, y) or not alike(residual, x) or not alike(residual_grad, y):
+        x = native_copy(x)
+        dy = native_copy(dy)
+        residual = native_copy(residual)
         target = None if y is None else np.empty_like(x)
+        grad_target = None if residual_grad is None else np.empty_like(x)
         prepare(job, axis, x, dy, target)
+    if residual is not None:
+        job.with_residual = True
+        job.residual = <char*>cnp.PyArray_DATA(residual) - <char*>cnp.PyArray_DATA(x)
+    if residual_grad is not None:
+        job.with_residual_grad = True
+        job.residual_grad = <char*>cnp.PyArray_DATA(grad_target) - <char*>cnp.PyArray_DATA(target)
     job.dtype = FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FLOAT64
     elements = <double>job.outer * job.channels * job.inner
     bytes = elements * cnp.PyArray_ITEMSIZE(x)
-    inputs = 1 if dy is None else 2
+    inputs = 1 + (dy is not None) + (residual is not None)
     share_work(job, threads_for(elements), (inputs + 1) * bytes > dispatch.stream_bytes, inputs * bytes, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
-    coefficients = COEFFICIENTS * coefficient_stride(job.columns) * cnp.PyArray_ITEMSIZE(x)
+    coefficients = (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * cnp.PyArray_ITEMSIZE(x)
     if not job.reduction:
         coefficients *= job.threads         # a thread makes its own
     memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)
@@ -72,7 +82,24 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
     PyMem_RawFree(memory)
     if target is not y:
         y[...] = target
+    if grad_target is not residual_grad:
+        residual_grad[...] = grad_target
     return 0
+
+
+cdef cnp.ndarray native_copy(cnp.ndarray a):
+    return None if a is None else np.array(a, a.dtype.newbyteorder("="), order="C")
+
+
+cdef bint alike(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether `a`, which may be None, can be read with the strides of b, an array of the same shape."""
+    cdef int i
+    if a is None:
+        return True
+    for i in range(cnp.PyArray_NDIM(b)):
+        if cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i) and cnp.PyArray_DIM(b, i) > 1:
+            return False
+    return plain(a)
 
 
 cdef int conclude_empty(Job* job, Py_ssize_t channels) noexcept:
@@ -134,7 +161,7 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
     return count
 
 
-def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, out):
+def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out):
     """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None."""
     cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var
     cdef int axis_ = channel_axis(x_, axis)
@@ -149,15 +176,17 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     if running_mean is not None:
         check_running(running_mean, "running_mean", channels, x_, axis_)
         check_running(running_var, "running_var", channels, x_, axis_)
-        for name, a in (("x", x_), ("weight", weight), ("bias", bias), ("running_var", running_var)):
+        for name, a in (("x", x_), ("weight", weight), ("bias", bias), ("residual", residual), ("running_var", running_var)):
             check_overlap(running_mean, "running_mean", a, name, False)
-        for name, a in (("x", x_), ("weight", weight), ("bias", bias)):
+        for name, a in (("x", x_), ("weight", weight), ("bias", bias), ("residual", residual)):
             check_overlap(running_var, "running_var", a, name, False)
     weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
     bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, False)
     y = output(out, x_)
     if out is not None:
-        check_outputs(y, x_, None, weight, bias, running_mean, running_var, "running_")
+        check_outputs(y, x_, None, residual_, weight, bias, running_mean, running_var, "running_")
     job.reduction = MOMENTS
     job.apply = FORWARD
     mean = result(&job.mean, channels, cnp.NPY_FLOAT64)
@@ -165,7 +194,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     if running_mean is not None:
         new_mean = updated(&job.running_mean, running_mean)
         new_var = updated(&job.running_var, running_var)
-    run(&job, axis_, x_, None, y)
+    run(&job, axis_, x_, None, residual_, y, None)
     if running_mean is not None and new_mean is not running_mean:
         running_mean[...] = new_mean
     if running_mean is not None and new_var is not running_var:
@@ -173,8 +202,9 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     return y, BatchStats(count, mean, var)
 
 
-def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, out=None):
-    """Normalize each channel: y = weight * (x - mean) / sqrt(var + eps) + bias.
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, activation=None,
+               residual=None, out=None):
+    """Normalize each channel: y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual).
 
     With training=False, mean and var are running_mean and running_var. With training=True they are the batch's own (var the population
     variance), and the running statistics, unless None, are updated in place with the unbiased variance of the m values of a channel:
@@ -185,6 +215,8 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     x : float32 or float64 array of rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     running_mean, running_var : shape (C,); float32 or float64 when training. Both may be None when training.
     weight, bias : shape (C,), or None for ones and zeros (gamma and beta of the paper).
+    activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish"; of the same bits as if applied to y.
+    residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
     out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
     Returns y, of x's shape and dtype. An empty batch leaves the running statistics as they are.
     Raises ValueError or TypeError, having written nothing, for anything else; ValueError too for one value a channel when training.
@@ -192,7 +224,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     Ioffe & Szegedy 2015, algorithms 1 and 2. The call and its wording are those of PyTorch's `functional.batch_norm`.
     """
     if training:
-        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)[0]
+        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out)[0]
     cdef cnp.ndarray x_ = as_elements(x, "x"), y
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
@@ -207,29 +239,32 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     check_non_negative(&job.var, channels, "running_var")
     weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
     bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, False)
     y = output(out, x_)
     if out is not None:
-        check_outputs(y, x_, None, weight, bias, running_mean, running_var, "running_")
+        check_outputs(y, x_, None, residual_, weight, bias, running_mean, running_var, "running_")
     job.apply = FORWARD
-    run(&job, axis_, x_, None, y)
+    run(&job, axis_, x_, None, residual_, y, None)
     return y
 
 
-def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, out=None):
+def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=None, residual=None, out=None):
     """Normalize each channel by the batch's own statistics; return them too.
 
-    y = weight * (x - mean) / sqrt(var + eps) + bias, with mean and population variance taken over all axes but `axis`.
+    y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual), with mean and population variance over all axes but `axis`.
 
     x : float32 or float64 array of rank >= 2, shape (N, C, ...) or with the channels on another `axis`; at least 2 values a channel.
     weight, bias : shape (C,), or None for ones and zeros.
     eps : > 0, added to the variance.
+    activation, residual : as in `batch_norm`.
     out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
     Returns (y, BatchStats(count, mean, var)); the latter is what `batch_norm_backward` needs.
     Raises ValueError or TypeError, having written nothing.
 
     Ioffe & Szegedy 2015, algorithm 1.
     """
-    return forward_training(x, None, None, weight, bias, 0.0, eps, axis, out)
+    return forward_training(x, None, None, weight, bias, 0.0, eps, axis, activation, residual, out)
 
 
 def batch_stats(x, *, axis=1):
@@ -247,11 +282,11 @@ def batch_stats(x, *, axis=1):
     job.reduction = MOMENTS
     mean = result(&job.mean, channels, cnp.NPY_FLOAT64)
     var = result(&job.var, channels, cnp.NPY_FLOAT64)
-    run(&job, axis_, x_, None, None)
+    run(&job, axis_, x_, None, None, None, None)
     return BatchStats(values_per_channel(x_, axis_), mean, var)
 
 
-def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, training=True, out=None):
+def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, training=True, activation=None, residual=None, out=None):
     """Gradients of a loss with respect to x, weight and bias, from dy, that with respect to y.
 
     With invstd = 1 / sqrt(var + eps), xhat = (x - mean) * invstd and m values a channel:
@@ -262,14 +297,16 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
 
     dy, x : arrays of one shape and dtype, as in the forward call.
     stats : BatchStats of the forward call, or a pair (mean, var) of arrays of shape (C,).
-    weight, bias, eps, axis : as in the forward call.
+    weight, bias, eps, axis, activation, residual : as in the forward call. dy is first taken back through the activation, whose input is computed
+        anew; at its corners the gradients are PyTorch's.
     out : array for x', of x's shape and dtype; may be dy or x itself, otherwise must not overlap an argument. None: a new array.
-    Returns Gradients(x, weight, bias): x' of x's dtype; the others of shape (C,), in the dtype of `weight` if it is a float array, else x's.
+    Returns Gradients(x, weight, bias, residual): x' of x's dtype; those of weight and bias of shape (C,), in the dtype of `weight` if it is a
+        float array, else x's; that of the residual, if there is one: a new array, or without an activation dy itself.
     Raises ValueError or TypeError, having written nothing.
 
     Ioffe & Szegedy 2015, section 3.
     """
-    cdef cnp.ndarray x_ = as_elements(x, "x"), dy_ = as_elements(dy, "dy"), dx, weight_grad, bias_grad
+    cdef cnp.ndarray x_ = as_elements(x, "x"), dy_ = as_elements(dy, "dy"), dx, weight_grad, bias_grad, new_grad = None
     cdef int axis_ = channel_axis(x_, axis)
     cdef bint train = training
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
@@ -289,9 +326,18 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     check_non_negative(&job.var, channels, "stats.var")
     weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
     bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, True)
     dx = output(out, x_)
     if out is not None:
-        check_outputs(dx, x_, dy_, weight, bias, mean, var, "stats.")
+        check_outputs(dx, x_, dy_, residual_, weight, bias, mean, var, "stats.")
+    if residual_ is None:
+        residual_grad = None
+    elif job.fusion:
+        residual_grad = new_grad = new_like(dx)
+    else:
+        residual_grad = dy_.copy() if bounds_overlap(dx, dy_) else dy_
+        residual_ = None                # without an activation, nothing depends on it
     grad_type = x_
     if isinstance(weight, cnp.ndarray) and (<cnp.ndarray>weight).dtype.kind == "f":
         grad_type = weight
@@ -299,7 +345,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     job.apply = BACKWARD if train else FROZEN
     weight_grad = result(&job.weight_grad, channels, cnp.NPY_FLOAT32 if cnp.PyArray_TYPE(grad_type) == cnp.NPY_FLOAT32 else cnp.NPY_FLOAT64)
     bias_grad = result(&job.bias_grad, channels, cnp.PyArray_TYPE(weight_grad))
-    run(&job, axis_, x_, dy_, dx)
+    run(&job, axis_, x_, dy_, residual_, dx, new_grad)
     if cnp.PyArray_TYPE(weight_grad) != cnp.PyArray_TYPE(grad_type):
         weight_grad, bias_grad = weight_grad.astype(grad_type.dtype.newbyteorder("=")), bias_grad.astype(grad_type.dtype.newbyteorder("="))
-    return Gradients(dx, weight_grad, bias_grad)
+    return Gradients(dx, weight_grad, bias_grad, residual_grad)

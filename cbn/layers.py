@@ -16,6 +16,11 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list
 
 
+def overwritten(out, *arrays):
+    """Whether writing `out` changes one of the arrays."""
+    return out is not None and any(a is not None and np.may_share_memory(a, out) for a in arrays)
+
+
 class BatchNorm:
     """Batch normalization over `num_features` channels of an array of any rank >= 2.
 
@@ -27,10 +32,11 @@ class BatchNorm:
     affine : whether there are a weight (ones at first) and, unless bias=False, a bias (zeros).
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
+    activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish": what follows, in the same pass over memory.
     dtype : of weight, bias and the running statistics, float32 or float64.
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
-    weight_grad, bias_grad: gradients of the last `backward`, or None; training: the mode.
+    weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode.
 
     Layers may be called from many threads at once in eval mode. Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
@@ -39,7 +45,7 @@ class BatchNorm:
     _expected = ""
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 dtype=np.float32):
+                 activation=None, dtype=np.float32):
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             raise TypeError(f"num_features: expected an integer, got {num_features!r}")
         if num_features < 0:
@@ -53,6 +59,7 @@ class BatchNorm:
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.axis = axis
+        self.activation = activation
         self.training = True
         self.weight = np.ones(self.num_features, dtype) if affine else None
         self.bias = np.zeros(self.num_features, dtype) if affine and bias else None
@@ -61,27 +68,33 @@ class BatchNorm:
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
         self.weight_grad = None
         self.bias_grad = None
+        self.residual_grad = None
         self._may_be_untrained = self.track_running_stats
-        self._forward = None    # of the last call: (x, or a weak reference to it in eval mode; statistics, or None for the running ones)
+        # Of the last call: x and the residual (weak references to them in eval mode), and the statistics, or None for the running ones.
+        self._forward = None
 
-    def __call__(self, x, *, out=None):
+    def __call__(self, x, *, residual=None, out=None):
         """Normalize x, of shape (N, C, ...), by the batch's statistics (training) or the running ones (eval).
 
-        out : array of x's shape and dtype to write; may be x itself, at the cost of `backward`. None: a new array.
+        residual : array of x's shape and dtype to add before the activation, or None.
+        out : array of x's shape and dtype to write; may be x or the residual itself, at the cost of `backward`. None: a new array.
         Raises ValueError or TypeError, having changed neither `out` nor the layer.
         """
         if self._ranks is not None and np.ndim(x) not in self._ranks:
             raise ValueError(f"expected {self._expected} input (got {np.ndim(x)}D input)")
         if self.training or self.running_mean is None:
-            return self._call_training(x, out)
+            return self._call_training(x, residual, out)
         if self._may_be_untrained:
             self._warn_if_untrained()
-        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis, out=out)
-        # Weak, so that a network at inference doesn't keep its layers' inputs alive.
-        self._forward = (weakref.ref(x), None) if isinstance(x, np.ndarray) and (out is None or not np.may_share_memory(x, out)) else None
+        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis,
+                       activation=self.activation, residual=residual, out=out)
+        self._forward = None
+        if isinstance(x, np.ndarray) and (residual is None or isinstance(residual, np.ndarray)) and not overwritten(out, x, residual):
+            # Weak, so that a network at inference doesn't keep its layers' inputs alive.
+            self._forward = weakref.ref(x), None if residual is None else weakref.ref(residual), None
         return y
 
-    def _call_training(self, x, out):
+    def _call_training(self, x, residual, out):
         x = np.asanyarray(x)
         if self.running_mean is None:
             self._check_channels(x)
@@ -89,12 +102,12 @@ class BatchNorm:
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracked else 0.0
-        y, stats = forward_training(x, self.running_mean if tracked else None, self.running_var if tracked else None,
-                                    self.weight, self.bias, momentum, self.eps, self.axis, out)
+        y, stats = forward_training(x, self.running_mean if tracked else None, self.running_var if tracked else None, self.weight, self.bias,
+                                    momentum, self.eps, self.axis, self.activation, residual, out)
         if tracked:
             self.num_batches_tracked += 1
             self._may_be_untrained = False
-        self._forward = (x, stats) if out is None or not np.may_share_memory(x, out) else None
+        self._forward = None if overwritten(out, x, residual) else (x, residual, stats)
         return y
 
     def _check_channels(self, x):
@@ -116,20 +129,19 @@ class BatchNorm:
 
         dy : array of the shape and dtype of that input, which must not have been changed since (and, after a call in eval mode, still exist).
         out : array to write, may be dy itself; None: a new array.
-        Sets weight_grad and bias_grad, shape (C,), of the parameters that there are. Raises RuntimeError where there is no call to go back through.
+        Sets weight_grad and bias_grad, shape (C,), of the parameters that there are, and residual_grad, of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
-        forward = self._forward
-        x = forward[0] if forward is not None else None
-        if isinstance(x, weakref.ref):
-            x = x()
-        if x is None:
+        x, residual, stats = (a() if isinstance(a, weakref.ref) else a for a in self._forward or (None, None, None))
+        lost = x is None or residual is None and self._forward[1] is not None
+        if lost:
             raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x); "
                                "in eval mode a layer keeps no reference to its input, so keep one yourself")
-        stats = forward[1]
         gradients = batch_norm_backward(dy, x, (self.running_mean, self.running_var) if stats is None else stats, self.weight, self.bias,
-                                        self.eps, axis=self.axis, training=stats is not None, out=out)
+                                        self.eps, axis=self.axis, training=stats is not None, activation=self.activation, residual=residual,
+                                        out=out)
         self.weight_grad = gradients.weight if self.weight is not None else None
         self.bias_grad = gradients.bias if self.bias is not None else None
+        self.residual_grad = gradients.residual
         return gradients.x
 
     def train(self, mode=True):
@@ -201,8 +213,9 @@ class BatchNorm:
     def __repr__(self):
         axis = "" if self.axis == 1 else f", axis={self.axis}"
         bias = ", bias=False" if self.affine and self.bias is None else ""
+        activation = "" if self.activation is None else f", activation={self.activation!r}"
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation})")
 
 
 class BatchNorm1d(BatchNorm):

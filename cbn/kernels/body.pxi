@@ -13,7 +13,7 @@ from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt, sqrtf
 
 from .plan cimport LANES, TILE, WIDEST, ceil_div, coefficient_stride
-from .table cimport BACKWARD, COEFFICIENTS, FLOAT32, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Table, Vector, View
+from .table cimport BACKWARD, COEFFICIENTS, FLOAT32, FORWARD, FROZEN, GATES, GRADIENTS, MOMENTS, PIECEWISE, Job, Table, Vector, View
 
 cdef extern from "stream.h" nogil:
     void stream_store(void* destination, const void* source, size_t bytes)
@@ -38,11 +38,13 @@ cdef enum:
     ALIGN_LENGTH = 96           # elements of a segment that are worth aligning
     STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
     CONCLUDED = 128             # channels that are concluded side by side
+    GATED = 1024                # elements that are taken back through an activation at a time
     BLOCK = 4096                #     elements of a block of pixels that the apply pass walks tile by tile
 
 
 cdef enum:                      # phases of the work
     CHANNELS                    # all of it, a group of channels after the other
+    PREPARE                     # for gradients through an activation
     REDUCE
     CONCLUDE
     APPLY
@@ -81,6 +83,76 @@ cdef inline void write(const Vector* vector, Py_ssize_t c0, Py_ssize_t n, const 
     else:
         for j in range(n):
             doubles[(c0 + j) * stride] = values[j]
+
+
+# ---- residual and activation -----------------------------------------------------------------------------------------------------------
+
+cdef inline const real* residual_at(const Job* job, const real* x) noexcept nogil:
+    return <const real*>(<const char*>x + job.residual)
+
+
+cdef inline void finish_row(const Job* job, const real* x, real* row, Py_ssize_t width) noexcept nogil:
+    """Add the residual to a row of the affine map of x, and apply the activation. NaN stays NaN."""
+    cdef const real* r = residual_at(job, x)
+    cdef real low = <real>job.low, high = <real>job.high, slope = <real>job.slope, t
+    cdef Py_ssize_t j
+    if job.with_residual:
+        for j in range(width):
+            row[j] = row[j] + r[j]
+    if job.fusion == PIECEWISE:
+        for j in range(width):
+            t = row[j] * slope if job.leaky else low
+            t = t if row[j] < low else row[j]
+            row[j] = high if t > high else t
+    else:
+        for j in range(width):
+            t = row[j] + 3
+            t = 0 if t < 0 else t
+            t = 6 if t > 6 else t
+            row[j] = row[j] * t / <real>6
+
+
+cdef inline void gate_row(const Job* job, const real* x, const real* dy, real* g, Py_ssize_t width, const real* gate, Py_ssize_t stride,
+                          Py_ssize_t channel_step) noexcept nogil:
+    """One row of gate_rows."""
+    cdef const real* r = residual_at(job, x)
+    cdef real low = <real>job.low, high = <real>job.high, slope = <real>job.slope, t
+    cdef Py_ssize_t j
+    for j in range(width):
+        g[j] = ((x[j] - gate[j * channel_step]) - gate[j * channel_step + stride]) * gate[j * channel_step + 2 * stride] \
+            + gate[j * channel_step + 3 * stride]
+    if job.with_residual:
+        for j in range(width):
+            g[j] = g[j] + r[j]
+    if job.fusion == PIECEWISE:
+        for j in range(width):
+            t = dy[j] * slope if job.leaky else 0
+            t = t if g[j] <= low else dy[j]
+            g[j] = 0 if g[j] >= high else t
+    else:
+        for j in range(width):
+            t = dy[j] * (g[j] / <real>3 + <real>0.5)
+            t = 0 if g[j] <= -3 else t
+            g[j] = dy[j] if g[j] >= 3 else t
+
+
+cdef void gate_rows(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* g, Py_ssize_t g_stride,
+                    Py_ssize_t rows, Py_ssize_t width, const real* gate) noexcept nogil:
+    """g = dy taken back through the activation, whose input is computed anew from x.
+
+    gate : forward coefficients of the columns (row layout: of the one channel): hi, lo, scale and offset, coefficient_stride apart.
+    """
+    cdef Py_ssize_t row
+    for row in range(rows):
+        if job.inner == 1:
+            gate_row(job, x + row * x_stride, dy + row * dy_stride, g + row * g_stride, width, gate, coefficient_stride(job.columns), 1)
+        else:
+            gate_row(job, x + row * x_stride, dy + row * dy_stride, g + row * g_stride, width, gate, coefficient_stride(job.columns), 0)
+
+
+cdef inline const real* gates(const Job* job, Py_ssize_t c, const real* kind) noexcept nogil:
+    """Those of columns from c on."""
+    return <const real*>job.coefficients + COEFFICIENTS * coefficient_stride(job.columns) + c
 
 
 # ---- reductions ------------------------------------------------------------------------------------------------------------------------
@@ -168,9 +240,10 @@ cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, doub
         q[j] = 0
 
 
-cdef inline void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
-                           const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
+cdef inline void tile_sums(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows,
+                           Py_ssize_t width, const wide* shift, const real* gate, double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` <= TILE columns over `rows` <= FLUSH rows."""
+    cdef real g[FLUSH * TILE]
     cdef wide c[TILE]
     cdef wide s[TILE]
     cdef wide q[TILE]
@@ -179,12 +252,16 @@ cdef inline void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, P
         c[j] = shift[j]
         s[j] = 0
         q[j] = 0
+    if paired and job.fusion:
+        gate_rows(job, x, x_stride, dy, dy_stride, g, TILE, rows, width, gate)
+        dy = g
+        dy_stride = TILE
     accumulate(x, x_stride, dy, dy_stride, rows, width, c, s, q, paired)
     flush(s, q, width, total_s, total_q)
 
 
-cdef inline void column_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
-                             const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
+cdef inline void column_sums(const Job* job, const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const real* gate,
+                             double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` columns: tile by tile over FLUSH rows at a time, so that neighbouring tiles are read soon after one another."""
     cdef Py_ssize_t c, w, row = 0, n
     cdef const real* x_at
@@ -194,32 +271,40 @@ cdef inline void column_sums(const real* x, Py_ssize_t x_stride, const real* dy,
         c = 0
         while c < width:
             w = width - c
-            x_at = x + row * x_stride + c
+            x_at = x + row * job.x.outer_stride + c
             if paired:
-                dy_at = dy + row * dy_stride + c
+                dy_at = dy + row * job.dy.outer_stride + c
             # The usual widths are constants of the inlined loops.
             if w >= TILE:
                 w = TILE
-                tile_sums(x_at, x_stride, dy_at, dy_stride, n, TILE, shift + c, total_s + c, total_q + c, paired)
+                tile_sums(job, x_at, job.x.outer_stride, dy_at, job.dy.outer_stride, n, TILE, shift + c, gate + c, total_s + c, total_q + c,
+                          paired)
             elif w >= LANES:
                 w = LANES
-                tile_sums(x_at, x_stride, dy_at, dy_stride, n, LANES, shift + c, total_s + c, total_q + c, paired)
+                tile_sums(job, x_at, job.x.outer_stride, dy_at, job.dy.outer_stride, n, LANES, shift + c, gate + c, total_s + c, total_q + c,
+                          paired)
             else:
-                tile_sums(x_at, x_stride, dy_at, dy_stride, n, w, shift + c, total_s + c, total_q + c, paired)
+                tile_sums(job, x_at, job.x.outer_stride, dy_at, job.dy.outer_stride, n, w, shift + c, gate + c, total_s + c, total_q + c,
+                          paired)
             c += w
         row += FLUSH
 
 
-cdef inline void segment_sums(const real* x, const real* dy, Py_ssize_t length, wide shift, wide* s, wide* q, bint first, bint paired) noexcept nogil:
-    """Add `length` contiguous elements of one channel to its LANES sums (or, if first, start these).
+cdef inline void segment_sums(const Job* job, const real* x, const real* dy, Py_ssize_t length, wide shift, const real* gate, wide* s, wide* q,
+                              bint first, bint paired) noexcept nogil:
+    """Add `length` <= FLUSH * LANES contiguous elements of one channel to its LANES sums (or, if first, start these).
 
     Element i goes to lane i % LANES; the last length % LANES ones go to the last lanes.
     """
     cdef wide c[LANES]
     cdef wide lanes_s[LANES]
     cdef wide lanes_q[LANES]
+    cdef real g[FLUSH * LANES]
     cdef wide a, b
     cdef Py_ssize_t j, rest = length % LANES
+    if paired and job.fusion:
+        gate_rows(job, x, 0, dy, 0, g, 0, 1, length, gate)
+        dy = g
     if length < LANES:
         if first:
             for j in range(LANES):
@@ -262,8 +347,8 @@ cdef inline double folded(const wide* lanes) noexcept nogil:
     return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]))
 
 
-cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width,
-                          const wide* shift, double* total_s, double* total_q, bint paired) noexcept nogil:
+cdef inline void row_sums(const Job* job, const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width, const wide* shift,
+                          const real* gate, double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` channels over `rows` segments of `length` contiguous elements each."""
     cdef wide s[TILE * LANES]
     cdef wide q[TILE * LANES]
@@ -286,14 +371,14 @@ cdef inline void row_sums(const View* x_view, const real* x, const View* dy_view
                 flushed = True
                 filled = 0
             for c in range(width):
-                segment_sums(x + c * x_view.channel_stride + i, dy + c * dy_view.channel_stride + i if paired else dy, part, shift[c],
-                             s + c * LANES, q + c * LANES, first, paired)
+                segment_sums(job, x + c * job.x.channel_stride + i, dy + c * job.dy.channel_stride + i if paired else dy, part, shift[c],
+                             gate + c, s + c * LANES, q + c * LANES, first, paired)
             first = False
             i += part
             filled += additions
-        x += x_view.outer_stride
+        x += job.x.outer_stride
         if paired:
-            dy += dy_view.outer_stride
+            dy += job.dy.outer_stride
     if flushed:
         flush(s, q, width * LANES, lanes_s, lanes_q)
         for c in range(width):
@@ -338,9 +423,9 @@ cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
         total_s[j] = 0
         total_q[j] = 0
     if job.inner == 1:
-        column_sums(x, job.x.outer_stride, dy, job.dy.outer_stride, rows, width, shift, total_s, total_q, paired)
+        column_sums(job, x, dy, rows, width, shift, gates(job, c0, kind), total_s, total_q, paired)
     else:
-        row_sums(&job.x, x, &job.dy, dy, rows, chunk.i1 - chunk.i0, width, shift, total_s, total_q, paired)
+        row_sums(job, x, dy, rows, chunk.i1 - chunk.i0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
 
 
 cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, double count, const real* x, const bint* wanted,
@@ -479,8 +564,9 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
 cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width, const double* mean, double* dy_sum, double* product,
                                  const real* kind) noexcept nogil:
     """Sums of dy and of dy * (x - mean) of channels from the chunks' sums, in their order."""
-    cdef Py_ssize_t i, j, k
-    cdef double dy
+    cdef Py_ssize_t c, i, j, k
+    cdef real dy
+    cdef const real* x
     cdef const double* dy_sums
     for j in range(width):
         dy_sum[j] = product[j] = 0
@@ -492,9 +578,13 @@ cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width
                 product[j] += dy_sums[job.columns + j]
     for i in range(job.tail // max(1, job.channels)):
         for j in range(width):
-            dy = element(&job.dy, job.rows, i * job.channels + c0 + j, 0, kind)[0]
+            c = i * job.channels + c0 + j
+            x = element(&job.x, job.rows, c, 0, kind)
+            dy = element(&job.dy, job.rows, c, 0, kind)[0]
+            if job.fusion:
+                gate_rows(job, x, 0, element(&job.dy, job.rows, c, 0, kind), 0, &dy, 0, 1, 1, gates(job, c, kind))
             dy_sum[j] += dy
-            product[j] += dy * (element(&job.x, job.rows, i * job.channels + c0 + j, 0, kind)[0] - mean[j])
+            product[j] += dy * (x[0] - mean[j])
 
 
 # ---- between reduction and apply -------------------------------------------------------------------------------------------------------
@@ -587,7 +677,7 @@ cdef inline void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width,
     else:
         for j in range(width):
             hi[j] = lo[j] = offset[j] = 0
-    for array in range(COEFFICIENTS):
+    for array in range(COEFFICIENTS if job.apply == BACKWARD else GATES):
         for i in range(1, job.fold):
             for j in range(width):
                 hi[array * stride + i * job.channels + j] = hi[array * stride + j]
@@ -599,6 +689,15 @@ cdef inline void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width,
                 i += job.channels
 
 
+cdef inline void prepare_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
+    """The coefficients by which gradients find the activation's input: those of the forward formula."""
+    cdef Job forward = job[0]
+    forward.reduction = 0
+    forward.apply = FORWARD
+    forward.coefficients = <void*>gates(job, 0, kind)
+    conclude(&forward, c0, c1, kind)
+
+
 cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
     while c0 < c1:
         conclude_block(job, c0, min(CONCLUDED, c1 - c0), kind)
@@ -607,8 +706,8 @@ cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* ki
 
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
 
-cdef inline void transform_row(const real* x, const real* dy, real* y, Py_ssize_t width, const real* hi, const real* lo, const real* scale,
-                               const real* offset, const real* slope, bint stream, bint paired) noexcept nogil:
+cdef inline void transform_row(const Job* job, const real* x, const real* dy, real* y, Py_ssize_t width, const real* hi, const real* lo,
+                               const real* scale, const real* offset, const real* slope, bint stream, bint paired) noexcept nogil:
     """One row of the apply pass; computed before it is stored, so y may be x or dy."""
     cdef real row[TILE]         # of this function, so that it never leaves the registers
     cdef Py_ssize_t j
@@ -617,6 +716,8 @@ cdef inline void transform_row(const real* x, const real* dy, real* y, Py_ssize_
             row[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
         else:
             row[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+    if not paired and job.fusion and job.apply == FORWARD:
+        finish_row(job, x, row, width)
     if stream:
         stream_store(y, row, width * sizeof(real))
     else:
@@ -624,7 +725,7 @@ cdef inline void transform_row(const real* x, const real* dy, real* y, Py_ssize_
             y[j] = row[j]
 
 
-cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                            Py_ssize_t rows, Py_ssize_t width, Py_ssize_t head, Py_ssize_t overlap, const real* hi, const real* lo,
                            const real* scale, const real* offset, const real* slope, bint stream, bint paired) noexcept nogil:
     """The apply pass down the rows of a tile, the first of which begins at `head`.
@@ -638,15 +739,15 @@ cdef inline void transform(const real* x, Py_ssize_t x_stride, const real* dy, P
     cdef real* end = y + overlap
     cdef Py_ssize_t i, j
     if head:
-        transform_row(x, dy, first, width, hi, lo, scale, offset, slope, False, paired)
+        transform_row(job, x, dy, first, width, hi, lo, scale, offset, slope, False, paired)
     if overlap:
-        transform_row(x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, False, paired)
+        transform_row(job, x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, False, paired)
     x += head
     y += head
     if paired:
         dy += head
     for i in range(rows):
-        transform_row(x, dy, y, width, hi, lo, scale, offset, slope, stream, paired)
+        transform_row(job, x, dy, y, width, hi, lo, scale, offset, slope, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
@@ -665,7 +766,7 @@ cdef inline Py_ssize_t to_cache_line(const real* y) noexcept nogil:
     return <Py_ssize_t>((64 - <size_t>y % 64) % 64 // sizeof(real))
 
 
-cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
+cdef inline void row_transform(const Job* job, const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
                                bint stream, bint paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of one channel."""
     cdef real hi[LANES]
@@ -682,22 +783,22 @@ cdef inline void row_transform(const real* x, const real* dy, real* y, Py_ssize_
         if paired:
             slope[j] = coefficients[4 * stride]
     if length < LANES:
-        transform(x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, False, paired)
+        transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, False, paired)
         return
     if length >= ALIGN_LENGTH:
         head = to_cache_line(y)
-    transform(x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
+    transform(job, x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
               hi, lo, scale, offset, slope, stream, paired)
 
 
-cdef inline void tile_transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                                 Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
     """The apply pass over a tile of `width` <= TILE columns."""
-    transform(x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, coefficients, coefficients + stride, coefficients + 2 * stride,
+    transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, coefficients, coefficients + stride, coefficients + 2 * stride,
               coefficients + 3 * stride, coefficients + 4 * stride, stream, paired)
 
 
-cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+cdef inline void column_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                                   Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride,
                                   bint stream, bint paired) noexcept nogil:
     """The apply pass over `width` columns of `rows` rows."""
@@ -706,12 +807,12 @@ cdef inline void column_transform(const real* x, Py_ssize_t x_stride, const real
         w = width - c
         if w >= TILE:
             w = TILE
-            tile_transform(x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, coefficients + c, stride, stream, paired)
+            tile_transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, coefficients + c, stride, stream, paired)
         elif w >= LANES:
             w = LANES
-            tile_transform(x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, coefficients + c, stride, stream, paired)
+            tile_transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, coefficients + c, stride, stream, paired)
         else:
-            tile_transform(x, x_stride, dy, dy_stride, y, y_stride, rows, w, coefficients + c, stride, stream, paired)
+            tile_transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, w, coefficients + c, stride, stream, paired)
         c += w
         x += w
         y += w
@@ -731,25 +832,65 @@ cdef inline void reduce(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
 cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                        real* kind) noexcept nogil:
     """The apply pass over the box of rows [n0, n1) x columns [c0, c1) x inner indices [i0, i1)."""
+    if job.apply == FORWARD or not job.fusion:
+        apply_from(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, kind)
+    else:
+        apply_gated(job, n0, n1, c0, c1, i0, i1, kind)
+
+
+cdef void apply_from(const Job* job, const View* x, const View* dy, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1,
+                     Py_ssize_t i0, Py_ssize_t i1, real* kind) noexcept nogil:
     if job.apply == BACKWARD:
-        apply_box(job, &job.x, n0, n1, c0, c1, i0, i1, True, kind)
+        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, True, kind)
     else:
         # What scales dy alone is the forward formula with dy in the place of x.
-        apply_box(job, &job.dy if job.apply == FROZEN else &job.x, n0, n1, c0, c1, i0, i1, False, kind)
+        apply_box(job, dy if job.apply == FROZEN else x, dy, n0, n1, c0, c1, i0, i1, False, kind)
 
 
-cdef inline void block_transform(const Job* job, const View* x, const real* x_at, const real* dy_at, real* y_at, Py_ssize_t rows, Py_ssize_t width,
-                                 const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
+cdef void apply_gated(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
+                      real* kind) noexcept nogil:
+    """Gradients behind an activation: dy is taken back through it piece by piece, into the residual's gradient or else into a buffer."""
+    cdef real buffer[GATED]
+    cdef View g
+    cdef Py_ssize_t n, c, i, rows, width, length
+    cdef Py_ssize_t most_width = GATED if job.inner == 1 else 1, most_length = 1 if job.inner == 1 else GATED
+    n = n0
+    while n < n1:
+        rows = 1 if job.inner > 1 else min(n1 - n, max(1, GATED // (c1 - c0)))
+        c = c0
+        while c < c1:
+            width = min(c1 - c, most_width)
+            i = i0
+            while i < i1:
+                length = min(i1 - i, most_length)
+                if job.with_residual_grad:
+                    g = job.y
+                    g.data = <char*>job.y.data + job.residual_grad
+                else:
+                    # Where element (n, c, i) would stand if the buffer were the whole array.
+                    g.outer_stride = width
+                    g.channel_stride = 1
+                    g.data = buffer - (n * g.outer_stride + c * g.channel_stride + i)
+                gate_rows(job, element(&job.x, n, c, i, kind), job.x.outer_stride, element(&job.dy, n, c, i, kind), job.dy.outer_stride,
+                          <real*>element(&g, n, c, i, kind), g.outer_stride, rows, width * length, gates(job, c, kind))
+                apply_from(job, &job.x, &g, n, n + rows, c, c + width, i, i + length, kind)
+                i += length
+            c += width
+        n += rows
+
+
+cdef inline void block_transform(const Job* job, const View* x, const real* x_at, const View* dy, const real* dy_at, real* y_at, Py_ssize_t rows,
+                                 Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
     """The apply pass over `rows` rows of `width` columns, in blocks of rows so that neighbouring tiles follow one another closely."""
     cdef Py_ssize_t n = 0, step = max(1, BLOCK // max(1, x.outer_stride))
     while n < rows:
-        column_transform(x_at + n * x.outer_stride, x.outer_stride, dy_at + n * job.dy.outer_stride if paired else dy_at, job.dy.outer_stride,
+        column_transform(job, x_at + n * x.outer_stride, x.outer_stride, dy_at + n * dy.outer_stride if paired else dy_at, dy.outer_stride,
                          y_at + n * job.y.outer_stride, job.y.outer_stride, min(step, rows - n), width, coefficients, stride, stream, paired)
         n += step
 
 
-cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
-                           bint paired, real* kind) noexcept nogil:
+cdef inline void apply_box(const Job* job, const View* x, const View* dy, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1,
+                           Py_ssize_t i0, Py_ssize_t i1, bint paired, real* kind) noexcept nogil:
     cdef Py_ssize_t n, c, rows, head = 0, width = c1 - c0, stride = coefficient_stride(job.columns)
     cdef const real* coefficients = <const real*>job.coefficients
     cdef const real* x_at
@@ -759,15 +900,15 @@ cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssiz
         x_at = element(x, n0, c0, 0, kind)
         y_at = <real*>element(&job.y, n0, c0, 0, kind)
         if paired:
-            dy_at = element(&job.dy, n0, c0, 0, kind)
+            dy_at = element(dy, n0, c0, 0, kind)
         coefficients += c0
         rows = n1 - n0
         if width == job.columns and width % LANES == 0 and x.outer_stride == width and job.y.outer_stride == width \
-                and (not paired or job.dy.outer_stride == width):
+                and (not paired or dy.outer_stride == width):
             # One stretch of memory: rows may begin anywhere, so let them begin on cache lines, the coefficients going round.
             head = to_cache_line(y_at)
         if head:
-            column_transform(x_at, 0, dy_at, 0, y_at, 0, 1, head, coefficients, stride, False, paired)
+            column_transform(job, x_at, 0, dy_at, 0, y_at, 0, 1, head, coefficients, stride, False, paired)
             x_at += head
             y_at += head
             coefficients += head
@@ -776,27 +917,27 @@ cdef inline void apply_box(const Job* job, const View* x, Py_ssize_t n0, Py_ssiz
             rows -= 1
         # Rows that don't all begin on a 16-byte boundary can't be streamed.
         if job.stream and (<size_t>y_at | <size_t>(job.y.outer_stride * sizeof(real)) | <size_t>(width * sizeof(real))) % 16 == 0:
-            block_transform(job, x, x_at, dy_at, y_at, rows, width, coefficients, stride, True, paired)
+            block_transform(job, x, x_at, dy, dy_at, y_at, rows, width, coefficients, stride, True, paired)
         else:
-            block_transform(job, x, x_at, dy_at, y_at, rows, width, coefficients, stride, False, paired)
+            block_transform(job, x, x_at, dy, dy_at, y_at, rows, width, coefficients, stride, False, paired)
         if head:
-            column_transform(x_at + rows * width, 0, dy_at + rows * width if paired else dy_at, 0, y_at + rows * width, 0, 1, width - head,
+            column_transform(job, x_at + rows * width, 0, dy_at + rows * width if paired else dy_at, 0, y_at + rows * width, 0, 1, width - head,
                              coefficients, stride, False, paired)
     else:
         for n in range(n0, n1):
             x_at = element(x, n, c0, i0, kind)
             y_at = <real*>element(&job.y, n, c0, i0, kind)
             if paired:
-                dy_at = element(&job.dy, n, c0, i0, kind)
+                dy_at = element(dy, n, c0, i0, kind)
             for c in range(c0, c1):
                 if job.stream and i1 - i0 >= STREAM_LENGTH:
-                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, True, paired)
+                    row_transform(job, x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, True, paired)
                 else:
-                    row_transform(x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, False, paired)
+                    row_transform(job, x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, False, paired)
                 x_at += x.channel_stride
                 y_at += job.y.channel_stride
                 if paired:
-                    dy_at += job.dy.channel_stride
+                    dy_at += dy.channel_stride
 
 
 cdef inline void channel_phase(const Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
@@ -805,6 +946,8 @@ cdef inline void channel_phase(const Job* job, Py_ssize_t begin, Py_ssize_t end,
     for item in range(begin, end):
         c0 = item * job.group
         c1 = min(c0 + job.group, job.columns)
+        if job.reduction == GRADIENTS and job.fusion:
+            prepare_gradients(job, c0, c1, kind)
         for k in range(job.chunks if job.reduction else 0):
             reduce(job, k, c0, c1 - c0, kind)
         conclude(job, c0, c1, kind)
@@ -852,6 +995,8 @@ cdef inline void apply_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
 cdef inline void work(const Job* job, int phase, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
     if phase == CHANNELS:
         channel_phase(job, begin, end, kind)
+    elif phase == PREPARE:
+        prepare_gradients(job, c0 + begin, c0 + end, kind)
     elif phase == REDUCE:
         reduce_phase(job, c0, c1, begin, end, kind)
     elif phase == CONCLUDE:
@@ -870,7 +1015,7 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
         items = ceil_div(job.columns, job.group)
     elif phase == REDUCE:
         items = job.chunks * ceil_div(c1 - c0, job.group)
-    elif phase == CONCLUDE:
+    elif phase == PREPARE or phase == CONCLUDE:
         items = min(c1, job.channels) - c0
     elif job.inner == 1:
         items = job.rows
@@ -882,7 +1027,7 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
         return
     if phase == ALONE:
         # Coefficients of its own for each thread: made twice sooner than fetched from another core.
-        job.coefficients = <char*>job.coefficients + i * COEFFICIENTS * coefficient_stride(job.columns) * (4 if job.dtype == FLOAT32 else 8)
+        job.coefficients = <char*>job.coefficients + i * (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * (4 if job.dtype == FLOAT32 else 8)
     if job.dtype == FLOAT32:
         work(&job, phase, c0, c1, begin, end, <float*>NULL)
     else:
@@ -894,7 +1039,7 @@ cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
     cdef Py_ssize_t window, i
     cdef int phase
     for window in range(ceil_div(job.columns, job.window)):
-        for phase in range(REDUCE, APPLY + 1 if job.apply else APPLY):
+        for phase in range(PREPARE if job.reduction == GRADIENTS and job.fusion else REDUCE, APPLY + 1 if job.apply else APPLY):
             i = thread
             while i < job.threads:
                 share(job, phase, window, i)

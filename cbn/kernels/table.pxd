@@ -13,8 +13,13 @@ cdef enum:                      # Job.apply
     BACKWARD                    # dx where mean and var are functions of x
     FROZEN                      # dx where they are constants
 
+cdef enum:                      # Job.fusion: what follows the affine map, in the same pass
+    PIECEWISE = 1               # + residual, and then an activation of straight pieces: relu, clip, leaky relu, or none
+    HARD_SWISH                  # + residual, and then v * clip(v + 3, 0, 6) / 6
+
 cdef enum:
     COEFFICIENTS = 5            # arrays of coefficients that an apply pass may need
+    GATES = 4                   # arrays of those of the forward pass, by which gradients with a fusion compute the activation's input
 
 # An array seen as (outer, channels, inner); the inner axis is contiguous. Strides count elements.
 ctypedef struct View:
@@ -39,6 +44,15 @@ ctypedef struct Job:
     View x
     View dy
     View y                      # what apply writes; may be x or dy itself
+    int fusion                  # or 0
+    bint leaky                  # PIECEWISE: what is below `low` is multiplied by `slope`; otherwise it becomes `low`
+    double slope
+    double low                  # NaN: no lower end
+    double high                 # what is above becomes this; NaN: nothing does. Gradients are 0 (leaky: dy * slope) for v <= low, 0 for v >= high
+    bint with_residual          # an array of x's strides is added before the activation
+    Py_ssize_t residual         # bytes from an element of x to that of the residual
+    bint with_residual_grad     # an array of y's strides gets the gradient behind the activation
+    Py_ssize_t residual_grad    # bytes from an element of y to that of it
     double eps
     Vector weight               # or NULL for ones
     Vector bias                 # or NULL for zeros
@@ -70,7 +84,7 @@ ctypedef struct Job:
 
     # Working memory, given by the caller.
     double* partials            # (chunks, 2, columns)
-    void* coefficients          # (COEFFICIENTS, coefficient_stride) of the element type; without a reduction, for each thread
+    void* coefficients          # (COEFFICIENTS + GATES, coefficient_stride) of the element type; without a reduction, for each thread
 
 ctypedef struct Table:
     void (*run)(const Job*) noexcept nogil
