@@ -2,6 +2,7 @@
 
 from ._version import __version__
 from .config import show_config
+from .folding import Folded, fold_conv, fold_linear
 from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats
 from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .memory import empty_cache, get_cache_limit, set_cache_limit
@@ -14,12 +15,15 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchStats",
+    "Folded",
     "Gradients",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_train",
     "batch_stats",
     "empty_cache",
+    "fold_conv",
+    "fold_linear",
     "get_cache_limit",
     "get_num_threads",
     "num_threads",

@@ -1,0 +1,182 @@
+"""Folding: a batch normalization at inference is one multiply-add per channel, which a convolution or linear layer beside it can take over."""
+
+import numbers
+from typing import NamedTuple
+
+import numpy as np
+
+from .layers import BatchNorm
+
+DEPTHWISE = "tensorflow_depthwise"
+
+
+class Folded(NamedTuple):
+    """The weight and bias of a layer that took over a batch normalization.
+
+    weight : array of the shape and dtype of the layer's weight.
+    bias : array of shape (out,) and that dtype.
+    change : float, the largest |scale - 1| of a channel, where scale = bn.weight / sqrt(running_var + eps) is what its weights were multiplied
+        with. 0: the weights are as they were. In the hundreds: a channel has next to no variance, and what noise it has is amplified; look
+        at it before rounding the weights to 8 bits.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    change: float
+
+
+def fold_conv(weight, bias, bn, *, order="torch", groups=1, transposed=False, before=False, padding=None):
+    """Fold a batch normalization at inference into the convolution before it (or, with before=True, after it).
+
+    bn after it:   weight' = weight * scale[out], bias' = (bias - running_mean) * scale + bn.bias
+    bn before it:  weight' = weight * scale[in],  bias' = bias + sum(weight * shift[in]), shift = bn.bias - running_mean * scale
+    where scale = bn.weight / sqrt(running_var + eps), all in float64 and rounded once.
+
+    weight : array of float16, float32 or float64, with a kernel of 1 to 3 dimensions and its axes as `order` says:
+        "torch"                 (out, in/groups, *kernel); transposed: (in, out/groups, *kernel)
+        "tensorflow"            (*kernel, in/groups, out); transposed: (*kernel, out, in), without groups
+        "tensorflow_depthwise"  (*kernel, in, multiplier)
+    bias : array of shape (out,), or None for zeros.
+    bn : BatchNorm layer with running statistics, in either mode, or a tuple (running_mean, running_var, weight, bias, eps), where weight and bias
+        may be None; of as many channels as the convolution puts out (before: takes in).
+    padding : needed with before=True only: how many zeros the convolution adds to its input, an integer or a sequence of them, or "valid",
+        "same" or "causal". Padding by reflection or the like gives the same before and after bn: pass 0.
+    Returns Folded(weight, bias, change): new arrays of weight's dtype, infinity where that overflows.
+    Raises TypeError or ValueError that names the argument; ValueError with before=True where no bias does what shift does: the convolution is
+    transposed or pads with zeros, and shift is not 0. Jacob et al. 2018 (CVPR), section 3.2.
+    """
+    _check_layer(weight, order, ("torch", "tensorflow", DEPTHWISE))
+    if not 3 <= weight.ndim <= 5:
+        raise ValueError(f"weight: expected 3 to 5 dimensions, of which the kernel has 1 to 3, got shape {weight.shape}")
+    where = f"[weight has shape {weight.shape}, order={order!r}, groups={groups}, transposed={bool(transposed)}]"
+    if isinstance(groups, (bool, np.bool_)) or not hasattr(groups, "__index__"):
+        raise TypeError(f"groups: expected an integer, got {groups!r}")
+    if groups != 1 and (order == DEPTHWISE or order == "tensorflow" and transposed):
+        raise ValueError(f"groups: expected 1, as such a layer has no such argument, got {groups} {where}")
+    if transposed and order == DEPTHWISE:
+        raise ValueError(f"transposed: expected False, as no depthwise layer is, got {transposed} {where}")
+    kernel = weight.shape[2:] if order == "torch" else weight.shape[:-2]
+    return _fold(weight, bias, bn, order, groups.__index__(), transposed, before, _obstacle(transposed, padding, kernel) if before else None, where)
+
+
+def fold_linear(weight, bias, bn, *, order="torch", before=False):
+    """Fold a batch normalization at inference into the linear layer before it (or, with before=True, after it).
+
+    As fold_conv, for weight of shape (out, in) with order="torch", or (in, out) with order="tensorflow".
+    """
+    _check_layer(weight, order, ("torch", "tensorflow"))
+    if weight.ndim != 2:
+        raise ValueError(f"weight: expected 2 dimensions, got shape {weight.shape}")
+    return _fold(weight, bias, bn, order, 1, False, before, None, f"[weight has shape {weight.shape}, order={order!r}]")
+
+
+def _fold(weight, bias, bn, order, groups, transposed, before, obstacle, where):
+    """The folding itself. obstacle : why a shift before the layer cannot be folded, or None."""
+    folded = weight.astype(np.float64, order="C", subok=False)
+    w__giok = _by_group(folded, order, groups, transposed, where)
+    g, i, o, *kernel = w__giok.shape
+    old_bias = np.zeros(g * o) if bias is None else _vector(bias, "bias", g * o, where)
+    scale, mean, bn_bias = _inference(bn, g * i if before else g * o, where)
+    if before:
+        shift = bn_bias - mean * scale
+        if obstacle and (shift != 0).any():
+            raise ValueError(obstacle)
+        w__gio = w__giok.sum(tuple(range(3, w__giok.ndim)))
+        new_bias = old_bias + (w__gio * shift.reshape(g, i, 1)).sum(1).reshape(g * o)
+    else:
+        new_bias = (old_bias - mean) * scale + bn_bias
+    w__giok *= scale.reshape(g, i if before else 1, 1 if before else o, *[1] * len(kernel))
+    dtype = weight.dtype.newbyteorder("=")
+    return Folded(folded.astype(dtype, copy=False), new_bias.astype(dtype, copy=False), float(abs(scale - 1).max(initial=0)))
+
+
+def _by_group(weight, order, groups, transposed, where):
+    """A view of shape (groups, in/groups, out/groups, *kernel), whose channels, in and out, count through a group and then on to the next."""
+    if order == DEPTHWISE:
+        return np.moveaxis(weight, (-2, -1), (0, 1))[:, np.newaxis]
+    if order == "tensorflow":       # the last two axes are PyTorch's first two, exchanged, in both kinds of convolution
+        weight = np.moveaxis(weight, (-1, -2), (0, 1))
+    channels = weight.shape[0]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"groups: expected a divisor of the number of {'input' if transposed else 'output'} channels, {channels}, "
+                         f"got {groups} {where}")
+    w = weight.reshape(groups, channels // groups, *weight.shape[1:])      # one axis in two is a view in any memory order
+    return w if transposed else w.swapaxes(1, 2)
+
+
+def _inference(bn, channels, where):
+    """scale, mean and bias, float64 arrays of shape (channels,): at inference bn is (x - mean) * scale + bias."""
+    if isinstance(bn, BatchNorm):
+        bn = (bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
+    if not isinstance(bn, tuple):
+        raise TypeError(f"bn: expected a cbn.BatchNorm layer or a tuple (running_mean, running_var, weight, bias, eps), got {type(bn).__name__}")
+    if len(bn) != 5:
+        raise ValueError(f"bn: expected a tuple (running_mean, running_var, weight, bias, eps), got one of length {len(bn)}")
+    mean, var, weight, bias, eps = bn
+    if mean is None or var is None:
+        raise ValueError("bn: expected running statistics, got None for them: such a layer normalizes by each batch, which no weight can")
+    if not isinstance(eps, numbers.Real) or isinstance(eps, (bool, np.bool_)):
+        raise TypeError(f"bn.eps: expected a real number, got {eps!r}")
+    if not 0 <= eps < np.inf:
+        raise ValueError(f"bn.eps: batch_norm eps must be non-negative and finite, but got {eps}")
+    mean = _vector(mean, "bn.running_mean", channels, where)
+    var = _vector(var, "bn.running_var", channels, where)
+    weight = np.ones(channels) if weight is None else _vector(weight, "bn.weight", channels, where)
+    bias = np.zeros(channels) if bias is None else _vector(bias, "bn.bias", channels, where)
+    if (var < 0).any():
+        raise ValueError(f"bn.running_var: expected non-negative values, got {var[var < 0][0]}")
+    if (var + float(eps) == 0).any():
+        raise ValueError("bn.running_var: expected running_var + eps > 0, got 0")
+    return weight / np.sqrt(var + float(eps)), mean, bias
+
+
+def _obstacle(transposed, padding, kernel):
+    """Why a convolution, with a bn before it that shifts its input, has no bias that does the same; None where it has."""
+    if transposed:
+        return ("before: expected a bn whose shift, bias - running_mean * scale, is 0 in all channels, as each output of a transposed convolution "
+                "is the sum over another part of the kernel, for which one bias per channel cannot make up: leave this bn a layer of its own")
+    if padding is None:
+        raise TypeError("padding: expected that of the convolution, which decides whether a bn before it can be folded, got None")
+    if isinstance(padding, str):
+        if padding not in ("valid", "same", "causal"):
+            raise ValueError(f"padding: expected 'valid', 'same', 'causal' or numbers of zeros, got {padding!r}")
+        padded = padding != "valid" and max(kernel) > 1
+    else:
+        try:
+            zeros = np.asarray(padding)
+        except ValueError:          # sequences of different lengths
+            raise ValueError(f"padding: expected an integer or a sequence of them, got {padding!r}") from None
+        if zeros.dtype.kind not in "iu":
+            raise TypeError(f"padding: expected an integer or a sequence of them, got {padding!r}")
+        if (zeros < 0).any():
+            raise ValueError(f"padding: expected numbers of zeros >= 0, got {padding!r}")
+        padded = zeros.any()
+    if padded:
+        return (f"before: expected a bn whose shift, bias - running_mean * scale, is 0 in all channels, or a convolution without padding, got "
+                f"padding={padding!r}: its zeros, which bn does not see, would be shifted too. Pad the convolution's input yourself, channel "
+                "by channel with running_mean - bias / scale, which bn makes 0 of, and fold with padding=0")
+    return None
+
+
+def _check_layer(weight, order, orders):
+    _check_array(weight, "weight")
+    if weight.dtype.type not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"weight: expected an array of float16, float32 or float64, got {weight.dtype}")
+    if order not in orders:
+        raise ValueError(f"order: expected {' or '.join(map(repr, orders))}, got {order!r}")
+
+
+def _check_array(a, name):
+    if not isinstance(a, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(a).__name__}")
+    if isinstance(a, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
+
+
+def _vector(a, name, channels, where):
+    _check_array(a, name)
+    if a.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected an array of real numbers, got {a.dtype}")
+    if a.shape != (channels,):
+        raise ValueError(f"{name}: expected shape ({channels},), got {a.shape} {where}")
+    return a.astype(np.float64, subok=False)
