@@ -38,7 +38,7 @@ def fold_conv(weight, bias, bn, *, order="torch", groups=1, transposed=False, be
         "tensorflow_depthwise"  (*kernel, in, multiplier)
     bias : array of shape (out,), or None for zeros.
     bn : BatchNorm layer with running statistics, in either mode, or a tuple (running_mean, running_var, weight, bias, eps), where weight and bias
-        may be None; of as many channels as the convolution puts out (before: takes in).
+        may be None; of as many channels as the convolution puts out (before: takes in). Its activation, if any, is left for you to apply.
     padding : needed with before=True only: how many zeros the convolution adds to its input, an integer or a sequence of them, or "valid",
         "same" or "causal". Padding by reflection or the like gives the same before and after bn: pass 0.
     Returns Folded(weight, bias, change): new arrays of weight's dtype, infinity where that overflows.
@@ -77,6 +77,8 @@ def _fold(weight, bias, bn, order, groups, transposed, before, obstacle, where):
     g, i, o, *kernel = w__giok.shape
     old_bias = np.zeros(g * o) if bias is None else _vector(bias, "bias", g * o, where)
     scale, mean, bn_bias = _inference(bn, g * i if before else g * o, where)
+    if before and getattr(bn, "activation", None) is not None:
+        raise ValueError(f"bn: expected a layer without an activation before another layer, got activation={bn.activation!r}")
     if before:
         shift = bn_bias - mean * scale
         if obstacle and (shift != 0).any():

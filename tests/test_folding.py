@@ -534,3 +534,12 @@ def test_wrong_arguments_of_linear(change, error, message):
     arguments = {"weight": W[:, :, 0, 0], "bias": None, "bn": BN} | change
     with pytest.raises(error, match=message):
         cbn.fold_linear(**arguments)
+
+
+def test_activation_in_between():
+    """What follows bn in the same layer cannot move behind the next one's weights."""
+    layer = cbn.BatchNorm1d(3, activation="relu").eval()
+    weight = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match="^bn: expected a layer without an activation"):
+        cbn.fold_linear(weight, None, layer, before=True)
+    assert cbn.fold_linear(np.ones((3, 2), np.float32), None, layer).weight.shape == (3, 2)
