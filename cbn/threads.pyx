@@ -2,10 +2,13 @@
 
 import contextlib
 import contextvars
+import math
 import operator
 import os
 
 from cpython.contextvars cimport get_value
+
+from .cgroup import cpu_quota
 
 cdef extern from "parallel.h":
     int omp_get_max_threads() nogil
@@ -25,6 +28,7 @@ def _default_limit():
     limit = _openmp_limit
     if hasattr(os, "sched_getaffinity"):
         limit = min(limit, len(os.sched_getaffinity(0)))
+    limit = math.ceil(min(limit, cpu_quota()))
     setting = os.environ.get("CBN_NUM_THREADS")
     if setting:
         try:
@@ -72,8 +76,8 @@ def set_num_threads(n):
     """Let every call from now on, in any thread of the process, use up to n threads.
 
     n : int >= 1. It may exceed the number of cores. Results never depend on it. Small calls use fewer threads.
-    Where it is never called, the limit is the least of: the cores this process may run on, OMP_NUM_THREADS and CBN_NUM_THREADS (read at
-    import). `num_threads` overrides it for a block of code; a lower limit that threadpoolctl sets holds in any case.
+    Where it is never called, the limit is the least of: the cores this process may run on, the CPU quota of its control groups (a
+    container's limit), OMP_NUM_THREADS and CBN_NUM_THREADS, all read at import. `num_threads` overrides it for a block of code; a lower limit that threadpoolctl sets holds in any case.
     """
     global _limit
     _limit = _checked(n)
