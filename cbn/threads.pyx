@@ -1,4 +1,4 @@
-"""How many threads a call may use."""
+"""How many threads a call may use, and has."""
 
 import contextlib
 import contextvars
@@ -14,7 +14,12 @@ cdef extern from "parallel.h":
     int omp_get_max_threads() nogil
     int openmp_version()
     int forked_without_threads
-    void survive_forks()
+    double patience
+    double serial_until
+    void start_parallel()
+    int borrow_threads(int n, int budget)
+    void return_threads(int n, double start, double serial_seconds) nogil
+    double seconds() nogil
 
 # Elements that one thread finishes sooner than a second one is woken.
 cdef double grain = 12288
@@ -60,11 +65,26 @@ cdef int limit() except -1:
     return min(n, openmp) if openmp < _openmp_limit else n
 
 
-cdef int threads_for(double work) noexcept:
-    """Threads for a call over `work` elements."""
-    if work < 2 * grain:
-        return 1
-    return <int>min(<double>limit(), work / grain)
+cdef void borrow(Loan* loan, double work) noexcept:
+    """The threads for a call over `work` elements: at most one for each `grain` of them."""
+    cdef int budget, n
+    loan.threads = 1
+    loan.counted = work >= 2 * grain
+    loan.serial_seconds = 0
+    if loan.counted:
+        budget = limit()
+        n = <int>min(<double>budget, work / grain)
+        loan.threads = borrow_threads(n, budget)
+
+
+cdef void begin(Loan* loan) noexcept nogil:
+    if loan.threads > 1:
+        loan.start = seconds()
+
+
+cdef void give_back(Loan* loan) noexcept nogil:
+    if loan.counted:
+        return_threads(loan.threads, loan.start, loan.serial_seconds)
 
 
 def get_num_threads():
@@ -104,10 +124,26 @@ def set_grain(elements):
     grain = max(1.0, float(elements))
 
 
+def get_patience():
+    """The seconds that calls may spend waiting for cores that others use, before the process does with one thread for a while."""
+    return patience
+
+
+def set_patience(limit):
+    """Set that number of seconds; for tests and tuning."""
+    global patience
+    patience = limit
+
+
+def teams_pause():
+    """The seconds for which every call will still use one thread, as too much time was spent waiting for cores; 0.0 in general."""
+    return max(0.0, serial_until - seconds())
+
+
 def has_openmp():
     """Whether cbn was built with OpenMP."""
     return openmp_version() != 0
 
 
 _limit = _default_limit()
-survive_forks()
+start_parallel()
