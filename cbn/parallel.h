@@ -23,7 +23,7 @@ extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
 #define SECONDS_REFUSED 1.0
 
 /* How long a process does without teams whose time is spent waiting for cores that others use. */
-#define SECONDS_SERIAL 0.25
+#define SECONDS_SERIAL 0.5
 
 static struct {
     void *owner;                    /* the address of `team` in the thread that has it, or NULL */
