@@ -56,7 +56,7 @@ def extension(name, flags=()):
         include_dirs=[numpy.get_include(), "cbn", "cbn/kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
         extra_compile_args=list(flags),
-        depends=["cbn/kernels/body.pxi", "cbn/kernels/stream.h", "cbn/kernels/team.h", "cbn/checks.pxi", "cbn/views.pxi"],
+        depends=["cbn/checks.pxi", "cbn/views.pxi"] + [f"cbn/kernels/{name}" for name in ("body.pxi", "float_mode.h", "stream.h", "team.h")],
     )
 
 

@@ -70,7 +70,7 @@ cdef bint usable(cnp.ndarray a) noexcept:
 
 
 cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis):
-    """Let the kernels read a parameter of shape (channels,), where it is or from a float64 copy; whichever it is is returned, to be kept alive."""
+    """Let the kernels read a parameter of shape (channels,), where it is or from a copy; whichever it is is returned, to be kept alive."""
     cdef cnp.ndarray array
     if a is None:
         return None
@@ -86,7 +86,8 @@ cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channe
     if not usable(array):
         if array.dtype.kind not in "fiu":
             raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
-        array = array.astype(np.float64)
+        # A conversion of float32 would follow the caller's floating-point mode; a copy doesn't.
+        array = array.astype(np.float32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 else np.float64)
     see(vector, array)
     return array
 

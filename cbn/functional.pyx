@@ -17,7 +17,7 @@ from .kernels.plan cimport coefficient_stride, cut_channels, fold_views, share_w
 from .kernels.table cimport (BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GATES, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector,
                              View)
 from .memory cimport new_like
-from .threads cimport threads_for
+from .threads cimport Loan, begin, borrow, give_back
 
 from .statistics import BatchStats
 
@@ -48,6 +48,7 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
     cdef double elements, bytes
     cdef int inputs
     cdef char* memory
+    cdef Loan loan
     if cnp.PyArray_SIZE(x) == 0:
         return conclude_empty(job, cnp.PyArray_DIM(x, axis))
     if not prepare(job, axis, x, dy, y) or not alike(residual, x) or not alike(residual_grad, y):
@@ -67,18 +68,24 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
     elements = <double>job.outer * job.channels * job.inner
     bytes = elements * cnp.PyArray_ITEMSIZE(x)
     inputs = 1 + (dy is not None) + (residual is not None)
-    share_work(job, threads_for(elements), (inputs + 1) * bytes > dispatch.stream_bytes, inputs * bytes, dispatch.core_cache)
+    borrow(&loan, elements)
+    share_work(job, loan.threads, (inputs + 1) * bytes > dispatch.stream_bytes, inputs * bytes, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
     coefficients = (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * cnp.PyArray_ITEMSIZE(x)
     if not job.reduction:
         coefficients *= job.threads         # a thread makes its own
     memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)
     if memory == NULL:
+        give_back(&loan)
         raise MemoryError
     job.partials = <double*>memory
     job.coefficients = memory + partials
+    if loan.threads > 1:
+        job.serial_seconds = &loan.serial_seconds
     with nogil:
+        begin(&loan)
         dispatch.table.run(job)
+        give_back(&loan)
     PyMem_RawFree(memory)
     if target is not y:
         y[...] = target

@@ -1,5 +1,9 @@
-/* What cbn asks of OpenMP, what stands for it in a build without, and what makes it survive a fork. */
+/* What cbn asks of OpenMP, what stands for it in a build without, and who may have a team of threads when: a process may fork, call from many
+ * threads at once, be refused threads by the system, or share its cores with others.
+ */
 #include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -11,24 +15,167 @@ extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
 #define omp_get_max_threads() 1
 #endif
 
+/* OpenMP keeps a team for each thread that has ever called. Of the threads that called within the last second, this many keep one. */
+#define TEAMS 8
+#define SECONDS_KEPT 1.0
+
+/* How long no larger team is asked for after the system has refused one. */
+#define SECONDS_REFUSED 1.0
+
+/* How long a process does without teams whose time is spent waiting for cores that others use. */
+#define SECONDS_SERIAL 0.5
+
+static struct {
+    void *owner;                    /* the address of `team` in the thread that has it, or NULL */
+    double used;
+} teams[TEAMS];
+
+static __thread int team;           /* threads of this thread's team, itself included */
+static int computing;               /* threads at work in calls */
+static double refused_until;
+static double serial_until;
+static double patience = 0.010;     /* seconds of waiting before the process does without teams */
+static double waited;
+static pthread_mutex_t teams_lock = PTHREAD_MUTEX_INITIALIZER;      /* of all these but `computing` */
+static pthread_key_t thread_end;
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void *until_unlocked(void *lock)
+{
+    pthread_mutex_lock(lock);
+    pthread_mutex_unlock(lock);
+    return NULL;
+}
+
+/* Whether the system lets this process have n more threads: it starts and ends them. OpenMP ends the process where it doesn't. */
+static int system_grants(int n)
+{
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t *threads = malloc(n * sizeof(pthread_t));
+    int i, started = 0;
+    if (threads == NULL)
+        return 0;
+    pthread_mutex_lock(&lock);
+    while (started < n && pthread_create(&threads[started], NULL, until_unlocked, &lock) == 0)
+        started++;
+    pthread_mutex_unlock(&lock);
+    for (i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+    free(threads);
+    return started == n;
+}
+
+static void leave_team(void *owner)
+{
+    int i;
+    pthread_mutex_lock(&teams_lock);
+    for (i = 0; i < TEAMS; i++)
+        if (teams[i].owner == owner)
+            teams[i].owner = NULL;
+    pthread_mutex_unlock(&teams_lock);
+}
+
+/* Whether the calling thread may have a team of n now. */
+static int may_have_team(int n)
+{
+    double now = seconds();
+    int i, mine = -1, granted = 0;
+    pthread_mutex_lock(&teams_lock);
+    for (i = 0; i < TEAMS; i++)
+        if (teams[i].owner == &team || (mine < 0 && (teams[i].owner == NULL || now - teams[i].used > SECONDS_KEPT)))
+            mine = i;
+    if (mine >= 0 && now >= serial_until && (n <= team || now >= refused_until)) {
+        if (teams[mine].owner != &team)
+            pthread_setspecific(thread_end, &team);
+        teams[mine].owner = &team;
+        teams[mine].used = now;
+        granted = 1;
+    }
+    pthread_mutex_unlock(&teams_lock);
+    /* Twice as many, as those that have just ended may count for a moment longer. */
+    if (granted && n > team && !system_grants(2 * (n - 1))) {
+        pthread_mutex_lock(&teams_lock);
+        refused_until = now + SECONDS_REFUSED;
+        pthread_mutex_unlock(&teams_lock);
+        granted = 0;
+    }
+    if (granted)
+        team = n;       /* also where it was larger: OpenMP ends the others */
+    return granted;
+}
+
+/* The threads for a call that is worth n of them: all or, where calls would be using more than `budget` together, one. */
+static int borrow_threads(int n, int budget)
+{
+    int together = __atomic_add_fetch(&computing, n, __ATOMIC_RELAXED);
+    if (n > 1 && (together > budget || !may_have_team(n))) {
+        __atomic_sub_fetch(&computing, n - 1, __ATOMIC_RELAXED);
+        return 1;
+    }
+    return n;
+}
+
+/* After a call that took so many seconds, and would have taken one thread about serial_seconds.
+ *
+ * Where other processes use the cores too, threads wait for each other while they don't run: for whole time slices of the system.
+ */
+static void return_threads(int n, double start, double serial_seconds)
+{
+    double now, elapsed;
+    __atomic_sub_fetch(&computing, n, __ATOMIC_RELAXED);
+    if (n == 1)
+        return;
+    now = seconds();
+    elapsed = now - start;
+    pthread_mutex_lock(&teams_lock);
+    waited += elapsed > 2 * serial_seconds ? elapsed : -elapsed;
+    if (waited < 0)
+        waited = 0;
+    if (waited > patience) {
+        waited = 0;
+        serial_until = now + SECONDS_SERIAL;
+    }
+    pthread_mutex_unlock(&teams_lock);
+}
+
 /* Set in a forked child whose OpenMP runtime believes in threads that the fork left behind: the next region would wait for them for ever. */
 static int forked_without_threads = 0;
 
-#ifdef _OPENMP
 static void before_fork(void)
 {
-    /* Ends the forking thread's pool; the next region, in parent and child, makes a new one. */
+#ifdef _OPENMP
+    /* Ends the forking thread's team; the next region, in parent and child, makes a new one. */
     if (omp_pause_resource_all)
         omp_pause_resource_all(omp_pause_soft);
+#endif
+    team = 0;
+    pthread_mutex_lock(&teams_lock);
 }
+
+static void in_parent(void) { pthread_mutex_unlock(&teams_lock); }
 
 static void in_child(void)
 {
+    int i;
+#ifdef _OPENMP
     if (!omp_pause_resource_all)
         forked_without_threads = 1;
+#endif
+    for (i = 0; i < TEAMS; i++)
+        teams[i].owner = NULL;
+    computing = 0;
+    refused_until = serial_until = waited = 0;
+    pthread_mutex_unlock(&teams_lock);
 }
 
-static void survive_forks(void) { pthread_atfork(before_fork, NULL, in_child); }
-#else
-static void survive_forks(void) { }
-#endif
+static void start_parallel(void)
+{
+    pthread_key_create(&thread_end, leave_team);
+    pthread_atfork(before_fork, in_parent, in_child);
+}

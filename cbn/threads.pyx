@@ -1,17 +1,25 @@
-"""How many threads a call may use."""
+"""How many threads a call may use, and has."""
 
 import contextlib
 import contextvars
+import math
 import operator
 import os
 
 from cpython.contextvars cimport get_value
 
+from .cgroup import cpu_quota
+
 cdef extern from "parallel.h":
     int omp_get_max_threads() nogil
     int openmp_version()
     int forked_without_threads
-    void survive_forks()
+    double patience
+    double serial_until
+    void start_parallel()
+    int borrow_threads(int n, int budget)
+    void return_threads(int n, double start, double serial_seconds) nogil
+    double seconds() nogil
 
 # Elements that one thread finishes sooner than a second one is woken.
 cdef double grain = 12288
@@ -25,6 +33,7 @@ def _default_limit():
     limit = _openmp_limit
     if hasattr(os, "sched_getaffinity"):
         limit = min(limit, len(os.sched_getaffinity(0)))
+    limit = math.ceil(min(limit, cpu_quota()))
     setting = os.environ.get("CBN_NUM_THREADS")
     if setting:
         try:
@@ -56,11 +65,26 @@ cdef int limit() except -1:
     return min(n, openmp) if openmp < _openmp_limit else n
 
 
-cdef int threads_for(double work) noexcept:
-    """Threads for a call over `work` elements."""
-    if work < 2 * grain:
-        return 1
-    return <int>min(<double>limit(), work / grain)
+cdef void borrow(Loan* loan, double work) noexcept:
+    """The threads for a call over `work` elements: at most one for each `grain` of them."""
+    cdef int budget, n
+    loan.threads = 1
+    loan.counted = work >= 2 * grain
+    loan.serial_seconds = 0
+    if loan.counted:
+        budget = limit()
+        n = <int>min(<double>budget, work / grain)
+        loan.threads = borrow_threads(n, budget)
+
+
+cdef void begin(Loan* loan) noexcept nogil:
+    if loan.threads > 1:
+        loan.start = seconds()
+
+
+cdef void give_back(Loan* loan) noexcept nogil:
+    if loan.counted:
+        return_threads(loan.threads, loan.start, loan.serial_seconds)
 
 
 def get_num_threads():
@@ -72,8 +96,8 @@ def set_num_threads(n):
     """Let every call from now on, in any thread of the process, use up to n threads.
 
     n : int >= 1. It may exceed the number of cores. Results never depend on it. Small calls use fewer threads.
-    Where it is never called, the limit is the least of: the cores this process may run on, OMP_NUM_THREADS and CBN_NUM_THREADS (read at
-    import). `num_threads` overrides it for a block of code; a lower limit that threadpoolctl sets holds in any case.
+    Where it is never called, the limit is the least of: the cores this process may run on, the CPU quota of its control groups (a
+    container's limit), OMP_NUM_THREADS and CBN_NUM_THREADS, all read at import. `num_threads` overrides it for a block of code; a lower limit that threadpoolctl sets holds in any case.
     """
     global _limit
     _limit = _checked(n)
@@ -100,10 +124,26 @@ def set_grain(elements):
     grain = max(1.0, float(elements))
 
 
+def get_patience():
+    """The seconds that calls may spend waiting for cores that others use, before the process does with one thread for a while."""
+    return patience
+
+
+def set_patience(limit):
+    """Set that number of seconds; for tests and tuning."""
+    global patience
+    patience = limit
+
+
+def teams_pause():
+    """The seconds for which every call will still use one thread, as too much time was spent waiting for cores; 0.0 in general."""
+    return max(0.0, serial_until - seconds())
+
+
 def has_openmp():
     """Whether cbn was built with OpenMP."""
     return openmp_version() != 0
 
 
 _limit = _default_limit()
-survive_forks()
+start_parallel()

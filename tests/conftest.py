@@ -18,12 +18,14 @@ def pytest_configure(config):
 @pytest.fixture
 def restored():
     """Leaves the CPU level, the threads and the way of storing as they were."""
-    before = dispatch.get_isa(), dispatch.get_stream_bytes(), cbn.threads.get_grain(), cbn.get_num_threads()
+    before = dispatch.get_isa(), dispatch.get_stream_bytes(), cbn.threads.get_grain(), cbn.get_num_threads(), cbn.threads.get_patience()
+    cbn.threads.set_patience(math.inf)  # small work in many threads is slow, and meant to be
     yield
     dispatch.set_isa(before[0])
     dispatch.set_stream_bytes(before[1])
     cbn.threads.set_grain(before[2])
     cbn.set_num_threads(before[3])
+    cbn.threads.set_patience(before[4])
 
 
 @pytest.fixture(params=dispatch.isa_available())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import math
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import cbn
+from cbn.cgroup import cpu_quota
 
 pytestmark = pytest.mark.usefixtures("restored")
 openmp = pytest.mark.skipif(not cbn.threads.has_openmp(), reason="a build without OpenMP has one thread")
@@ -110,6 +112,7 @@ def test_a_block_holds_in_its_task_only():
 
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = math.ceil(min(CORES, cpu_quota()))
 
 
 @openmp
@@ -129,6 +132,18 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 def test_environment(environment, expected):
     assert output("print(cbn.get_num_threads())", **environment) == str(expected)
     assert output("cbn.set_num_threads(9); print(cbn.get_num_threads())", **environment) == "9"
+
+
+@openmp
+@pytest.mark.parametrize("quota, expected", [(0.1, 1), (1.0, 1), (1.5, 2), (1000.0, 3), (math.inf, 3)])
+def test_quota(quota, expected):
+    """Of control groups, and three cores."""
+    code = f"""
+cbn.threads.cpu_quota = lambda: float("{quota}")
+os.sched_getaffinity = lambda process: [0, 1, 2]
+print(cbn.threads._default_limit())
+"""
+    assert output(code, OMP_NUM_THREADS="3") == str(expected)
 
 
 @pytest.mark.parametrize("isa", cbn.dispatch.isa_available())

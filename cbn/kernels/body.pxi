@@ -20,7 +20,12 @@ cdef extern from "stream.h" nogil:
     void stream_fence()
     void prefetch_rows(const void* p, size_t stride, size_t width)
 
+cdef extern from "float_mode.h" nogil:
+    unsigned long default_float_mode()
+    void restore_float_mode(unsigned long mode)
+
 cdef extern from "team.h" nogil:
+    double seconds()
     int team_size()
     void team_barrier()
 
@@ -1009,7 +1014,10 @@ cdef inline void work(const Job* job, int phase, Py_ssize_t c0, Py_ssize_t c1, P
 
 cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) noexcept nogil:
     """Share i of job.threads of a phase's items: each thread the same share every time."""
+    cdef unsigned long caller_mode = default_float_mode()
     cdef Job job = shared[0]
+    cdef bint timed = i == 0 and job.serial_seconds != NULL     # the calling thread takes the first share
+    cdef double start = seconds() if timed else 0
     cdef Py_ssize_t items, begin, end, c0 = window * job.window, c1 = min(c0 + job.window, job.columns)
     if phase == CHANNELS:
         items = ceil_div(job.columns, job.group)
@@ -1021,17 +1029,18 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
         items = job.rows
     else:
         items = job.rows * (c1 - c0) * job.pieces
-    begin = items * i // job.threads
-    end = items * (i + 1) // job.threads
-    if begin == end:
-        return
+    begin = ceil_div(items * i, job.threads)       # the first share is never empty
+    end = ceil_div(items * (i + 1), job.threads)
     if phase == ALONE:
         # Coefficients of its own for each thread: made twice sooner than fetched from another core.
         job.coefficients = <char*>job.coefficients + i * (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * (4 if job.dtype == FLOAT32 else 8)
-    if job.dtype == FLOAT32:
+    if begin < end and job.dtype == FLOAT32:
         work(&job, phase, c0, c1, begin, end, <float*>NULL)
-    else:
+    elif begin < end:
         work(&job, phase, c0, c1, begin, end, <double*>NULL)
+    if timed and begin < end:
+        job.serial_seconds[0] += (seconds() - start) * items / (end - begin)
+    restore_float_mode(caller_mode)
 
 
 cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:

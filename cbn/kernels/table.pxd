@@ -81,6 +81,7 @@ ctypedef struct Job:
     bint stream                 # write past the caches
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
+    double* serial_seconds      # or NULL: what the work would take one thread, by what the calling thread's share of it took, is added to it
 
     # Working memory, given by the caller.
     double* partials            # (chunks, 2, columns)

@@ -2,6 +2,14 @@
 #ifndef CBN_TEAM_H
 #define CBN_TEAM_H
 
+#include <time.h>
+
+static inline double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 #ifdef _OPENMP
 #include <omp.h>
 
