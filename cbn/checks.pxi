@@ -4,15 +4,33 @@ cdef str where(cnp.ndarray x, int axis):
     return f"[x has shape {np.shape(x)}, axis={axis}]"
 
 
-cdef cnp.ndarray as_elements(object a, str name):
-    """`a` as an array of float32 or float64; big-endian stays as it is."""
+cdef bint means_more(object a):
+    """Whether an array says more than its elements: a mask, or that its product is that of matrices."""
+    return isinstance(a, (np.ma.MaskedArray, np.matrix))
+
+
+cdef cnp.ndarray as_array(object a, str name):
+    """`a` as a plain NumPy array: the same memory where it has `__array__`, a buffer or DLPack that NumPy can read in place."""
     cdef cnp.ndarray array
     if type(a) is cnp.ndarray:
-        array = <cnp.ndarray>a
-    else:
-        if isinstance(a, (np.ma.MaskedArray, np.matrix)):
-            raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
-        array = np.asarray(a)
+        return <cnp.ndarray>a
+    if means_more(a):
+        raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
+    try:
+        # DLPack only where there is nothing else: what it hands over is often read-only and says nothing of gradients.
+        array = np.from_dlpack(a) if hasattr(a, "__dlpack__") and not hasattr(a, "__array__") else np.asarray(a)
+    except MemoryError:
+        raise
+    except Exception as error:      # the object's own, which says what to do: of a tensor that requires gradients, or is on another device
+        raise TypeError(f"{name}: expected an array, got {type(a).__name__}, which NumPy cannot read: {error}") from error
+    if cnp.PyArray_NDIM(array) == 0 and cnp.PyArray_TYPE(array) == cnp.NPY_OBJECT:     # no array to NumPy: None, a sparse matrix, a set
+        raise TypeError(f"{name}: expected an array, got {'None' if a is None else type(a).__name__}")
+    return array
+
+
+cdef cnp.ndarray as_elements(object a, str name):
+    """`a` as an array of float32 or float64; big-endian stays as it is."""
+    cdef cnp.ndarray array = as_array(a, name)
     if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32 and cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT64:
         raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
     return array
@@ -74,12 +92,7 @@ cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channe
     cdef cnp.ndarray array
     if a is None:
         return None
-    if type(a) is cnp.ndarray:
-        array = <cnp.ndarray>a
-    elif isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose mask would be lost")
-    else:
-        array = np.asarray(a)
+    array = as_array(a, name)
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
         raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
                          f"got {np.shape(array)} {where(x, axis)}")
@@ -113,7 +126,7 @@ cdef int check_non_negative(const Vector* vector, Py_ssize_t channels, str name)
 cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
     """A running statistic that is to be updated in place."""
     cdef cnp.ndarray array
-    if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or isinstance(a, np.ma.MaskedArray)):
+    if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or means_more(a)):
         raise TypeError(f"{name}: expected a NumPy array, which training updates in place, got {type(a).__name__}")
     array = a
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
@@ -176,10 +189,14 @@ cdef void bounds(cnp.ndarray a, char** low, char** high) noexcept:
 
 cdef int check_overlap(cnp.ndarray out, str out_name, object a, str name, bint in_place) except -1:
     """`out`, which will be written, must not overlap `a`, which is read; where in_place, it may be exactly `a`."""
-    if not isinstance(a, cnp.ndarray) or not bounds_overlap(out, a) or in_place and same_memory(out, a):
+    cdef cnp.ndarray array
+    if a is None:
+        return 0
+    array = a if isinstance(a, cnp.ndarray) else as_array(a, name)     # a tensor may be the memory of `out`
+    if not bounds_overlap(out, array) or in_place and same_memory(out, array):
         return 0
     try:
-        shared = np.shares_memory(out, a, max_work=10000)
+        shared = np.shares_memory(out, array, max_work=10000)
     except Exception:               # too hard to decide: NumPy raises TooHardError, whose place differs between its versions
         shared = True
     if shared:
@@ -193,7 +210,7 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     cdef cnp.ndarray array
     if out is None:
         return new_like(x)
-    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or isinstance(out, np.ma.MaskedArray)):
+    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or means_more(out)):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
     array = out
     if not same_shape(array, x):

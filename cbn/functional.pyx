@@ -39,6 +39,11 @@ class Gradients(NamedTuple):
     bias: np.ndarray
 
 
+def array_of(a, name):
+    """`a` as a plain NumPy array of the same memory, where NumPy can see that: for layers, which need its shape."""
+    return as_array(a, name)
+
+
 cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) except -1:
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
     cdef cnp.ndarray target = y
@@ -71,7 +76,7 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) e
         dispatch.table.run(job)
     PyMem_RawFree(memory)
     if target is not y:
-        y[...] = target
+        cnp.PyArray_CopyInto(y, target)
     return 0
 
 
@@ -167,9 +172,9 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
         new_var = updated(&job.running_var, running_var)
     run(&job, axis_, x_, None, y)
     if running_mean is not None and new_mean is not running_mean:
-        running_mean[...] = new_mean
+        cnp.PyArray_CopyInto(running_mean, new_mean)
     if running_mean is not None and new_var is not running_var:
-        running_var[...] = new_var
+        cnp.PyArray_CopyInto(running_var, new_var)
     return y, BatchStats(count, mean, var)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .functional import batch_norm, batch_norm_backward, forward_training
+from .functional import array_of, batch_norm, batch_norm_backward, forward_training
 
 
 class IncompatibleKeys(NamedTuple):
@@ -14,6 +14,14 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list
     unexpected_keys: list
+
+
+def _weak(a):
+    """A weak reference; of what allows none (a list), one that is dead."""
+    try:
+        return weakref.ref(a)
+    except TypeError:
+        return lambda: None
 
 
 class BatchNorm:
@@ -70,19 +78,21 @@ class BatchNorm:
         out : array of x's shape and dtype to write; may be x itself, at the cost of `backward`. None: a new array.
         Raises ValueError or TypeError, having changed neither `out` nor the layer.
         """
-        if self._ranks is not None and np.ndim(x) not in self._ranks:
-            raise ValueError(f"expected {self._expected} input (got {np.ndim(x)}D input)")
+        given = x
+        if type(x) is not np.ndarray:
+            x = array_of(x, "x")
+        if self._ranks is not None and x.ndim not in self._ranks:
+            raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
         if self.training or self.running_mean is None:
             return self._call_training(x, out)
         if self._may_be_untrained:
             self._warn_if_untrained()
         y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis, out=out)
         # Weak, so that a network at inference doesn't keep its layers' inputs alive.
-        self._forward = (weakref.ref(x), None) if isinstance(x, np.ndarray) and (out is None or not np.may_share_memory(x, out)) else None
+        self._forward = (_weak(given), None) if out is None or not np.may_share_memory(x, out) else None
         return y
 
     def _call_training(self, x, out):
-        x = np.asanyarray(x)
         if self.running_mean is None:
             self._check_channels(x)
         tracked = self.training and self.running_mean is not None
@@ -120,7 +130,7 @@ class BatchNorm:
         """
         forward = self._forward
         x = forward[0] if forward is not None else None
-        if isinstance(x, weakref.ref):
+        if forward is not None and forward[1] is None:
             x = x()
         if x is None:
             raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x); "
@@ -179,7 +189,12 @@ class BatchNorm:
             problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
         if strict and unexpected:
             problems.append("Unexpected key(s) in state_dict: " + ", ".join(f'"{name}"' for name in unexpected))
-        loaded = {name: np.asarray(state_dict[name]) for name in state if name in state_dict}
+        loaded = {}
+        for name in [name for name in state if name in state_dict]:
+            try:
+                loaded[name] = array_of(state_dict[name], name)
+            except TypeError as error:
+                problems.append(str(error))
         for name, array in loaded.items():
             if array.shape != state[name].shape:
                 problems.append(f"size mismatch for {name}: expected shape {state[name].shape}, got {array.shape}")

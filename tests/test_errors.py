@@ -65,7 +65,7 @@ WRONG = [
     ({"x": X.astype(str)}, TypeError, r"^x: expected .* got <U"),
     ({"x": X.astype([("a", "f4")])}, TypeError, r"^x: expected .* got \[\('a'"),
     ({"x": X.astype(np.longdouble)}, TypeError, r"^x: expected .* got "),
-    ({"x": None}, TypeError, r"^x: expected .* got object"),
+    ({"x": None}, TypeError, r"^x: expected an array, got None"),
     ({"x": np.ma.masked_array(X, X > 0)}, TypeError, r"^x: .* MaskedArray"),
     ({"x": lambda a: np.matrix(X[0])}, TypeError, r"^x: .* matrix"),
     ({"x": X[0, 0]}, ValueError, r"^x: expected at least 2 dimensions.* got shape \(5,\)"),
@@ -150,7 +150,7 @@ WRONG = [
     ({"dy": X[:3]}, ValueError, r"^dy: expected shape \(4, 3, 5\), that of x, got \(3, 3, 5\)"),
     ({"dy": X.astype(np.float64)}, TypeError, r"^dy: expected dtype float32, that of x, got float64"),
     ({"dy": X.astype(int)}, TypeError, r"^dy: expected .* got int64"),
-    ({"dy": None}, TypeError, r"^dy: expected .* got object"),
+    ({"dy": None}, TypeError, r"^dy: expected an array, got None"),
     # out
     ({"out": X[:, :, :4].copy()}, ValueError, r"^out: expected shape \(4, 3, 5\), got \(4, 3, 4\)"),
     ({"out": X.astype(np.float64)}, TypeError, r"^out: expected dtype float32, that of x, got float64"),
