@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .functional import array_of, batch_norm, batch_norm_backward, forward_training
+from .functional import array_of, batch_norm, batch_norm_backward, batch_stats, forward_training
 
 
 class IncompatibleKeys(NamedTuple):
@@ -14,6 +14,25 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list
     unexpected_keys: list
+
+
+def _checked_policy(value):
+    if not isinstance(value, str) or value not in ("propagate", "skip", "raise"):
+        raise ValueError(f'on_nonfinite: expected "propagate", "skip" or "raise", got {value!r}')
+    return value
+
+
+def _finite(stats):
+    """Which channels' statistics are finite; of no values, all count as such."""
+    return (np.isfinite(stats.mean) & np.isfinite(stats.var)) | (stats.count == 0)
+
+
+def _refuse_nonfinite(stats):
+    bad = np.flatnonzero(~_finite(stats))
+    if bad.size:
+        c = bad[0]
+        raise FloatingPointError(f'x: expected a finite mean and variance of each channel [on_nonfinite="raise"], got mean {stats.mean[c]} '
+                                 f"and variance {stats.var[c]} for channel {c}" + (f" ({bad.size} channels in all)" if bad.size > 1 else ""))
 
 
 def _weak(a):
@@ -36,6 +55,11 @@ class BatchNorm:
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
     dtype : of weight, bias and the running statistics, float32 or float64.
+    on_nonfinite : what a batch does whose mean or variance of some channel is NaN or infinite, while training:
+        "propagate": it makes that channel's running statistics so, too;
+        "skip": that channel's running statistics stay as they were; num_batches_tracked counts the batch unless it skips every channel;
+        "raise": the call raises FloatingPointError, having changed nothing. Costs nothing more, unless `out` is given: then x is read
+        once more beforehand, as its statistics must be known before anything is written.
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
     weight_grad, bias_grad: gradients of the last `backward`, or None; training: the mode.
@@ -47,7 +71,7 @@ class BatchNorm:
     _expected = ""
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 dtype=np.float32):
+                 dtype=np.float32, on_nonfinite="propagate"):
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             raise TypeError(f"num_features: expected an integer, got {num_features!r}")
         if num_features < 0:
@@ -61,6 +85,7 @@ class BatchNorm:
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.axis = axis
+        self.on_nonfinite = _checked_policy(on_nonfinite)
         self.training = True
         self.weight = np.ones(self.num_features, dtype) if affine else None
         self.bias = np.zeros(self.num_features, dtype) if affine and bias else None
@@ -76,7 +101,7 @@ class BatchNorm:
         """Normalize x, of shape (N, C, ...), by the batch's statistics (training) or the running ones (eval).
 
         out : array of x's shape and dtype to write; may be x itself, at the cost of `backward`. None: a new array.
-        Raises ValueError or TypeError, having changed neither `out` nor the layer.
+        Raises ValueError, TypeError or (on_nonfinite="raise") FloatingPointError, having changed neither `out` nor the layer.
         """
         given = x
         if type(x) is not np.ndarray:
@@ -99,13 +124,33 @@ class BatchNorm:
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracked else 0.0
-        y, stats = forward_training(x, self.running_mean if tracked else None, self.running_var if tracked else None,
-                                    self.weight, self.bias, momentum, self.eps, self.axis, out)
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        if self.on_nonfinite == "propagate":
+            y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, out)
+            counts = True
+        else:
+            y, stats, counts = self._call_guarded(x, running, momentum, out)
         if tracked:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += counts
             self._may_be_untrained = False
         self._forward = (x, stats) if out is None or not np.may_share_memory(x, out) else None
         return y
+
+    def _call_guarded(self, x, running, momentum, out):
+        """forward_training where on_nonfinite is "skip" or "raise"; returns y, the statistics, and whether the batch counts."""
+        skip = _checked_policy(self.on_nonfinite) == "skip"
+        if not skip and out is not None:
+            _refuse_nonfinite(batch_stats(x, axis=self.axis))
+        before = [None if a is None else np.array(a) for a in running]
+        y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, out)
+        fine = _finite(stats)
+        if not fine.all():
+            for a, b in zip(running, before, strict=True):
+                if a is not None:
+                    np.copyto(a, b, where=~fine if skip else True)
+            if not skip:
+                _refuse_nonfinite(stats)
+        return y, stats, bool(fine.any() or not fine.size)
 
     def _check_channels(self, x):
         """Where no parameter's shape tells that x is wrong."""
@@ -215,9 +260,10 @@ class BatchNorm:
 
     def __repr__(self):
         axis = "" if self.axis == 1 else f", axis={self.axis}"
+        policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
         bias = ", bias=False" if self.affine and self.bias is None else ""
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis}{policy})")
 
 
 class BatchNorm1d(BatchNorm):
