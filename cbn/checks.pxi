@@ -42,9 +42,11 @@ cdef int channel_axis(cnp.ndarray x, object axis) except -1:
     if rank < 2:
         raise ValueError(f"x: expected at least 2 dimensions, one of them the channels, got shape {np.shape(x)}")
     try:
-        index = operator.index(axis)
+        index = None if isinstance(axis, bool) else operator.index(axis)
     except TypeError:
-        raise TypeError(f"axis: expected an integer, got {axis!r}") from None
+        index = None
+    if index is None:
+        raise TypeError(f"axis: expected an integer, got {axis!r}")
     if not -rank <= index < rank:
         raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {axis}")
     a = index
@@ -136,6 +138,37 @@ cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, i
         raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
     if not PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: expected a writeable array, which training updates in place, got a read-only one")
+    check_own_places(array, name)
+    return 0
+
+
+cdef int check_own_places(cnp.ndarray a, str name) except -1:
+    """An array that is written must not overlap itself, as one with zero strides does.
+
+    By rising strides, each axis must step past all that the ones before it span. Whatever NumPy's slices, transposes, reshapes and diagonals make
+    of an array without overlaps does; strides that interlock without meeting, which only as_strided makes, are refused too.
+    """
+    cdef Py_ssize_t steps[MAX_RANK]
+    cdef Py_ssize_t lengths[MAX_RANK]
+    cdef Py_ssize_t step, span = cnp.PyArray_ITEMSIZE(a)
+    cdef int i, k, count = 0
+    if cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_SIZE(a) == 0:
+        return 0
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, i) == 1:
+            continue
+        step = abs(cnp.PyArray_STRIDE(a, i))
+        k = count
+        while k > 0 and steps[k - 1] > step:
+            steps[k], lengths[k] = steps[k - 1], lengths[k - 1]
+            k -= 1
+        steps[k], lengths[k] = step, cnp.PyArray_DIM(a, i)
+        count += 1
+    for k in range(count):
+        if steps[k] < span:
+            raise ValueError(f"{name}: expected memory of its own for each element, got shape {np.shape(a)} with strides {(<object>a).strides}, "
+                             "in which elements overlap")
+        span += (lengths[k] - 1) * steps[k]
     return 0
 
 
@@ -219,6 +252,7 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
         raise TypeError(f"out: expected dtype {x.dtype}, that of x, got {array.dtype}")
     if not PyArray_ISWRITEABLE(array):
         raise ValueError("out: expected a writeable array, got a read-only one")
+    check_own_places(array, "out")
     return array
 
 

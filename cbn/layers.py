@@ -62,7 +62,7 @@ class BatchNorm:
         once more beforehand, as its statistics must be known before anything is written.
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
-    weight_grad, bias_grad: gradients of the last `backward`, or None; training: the mode.
+    weight_grad, bias_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change none of them.
 
     Layers may be called from many threads at once in eval mode. Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
@@ -85,6 +85,7 @@ class BatchNorm:
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.axis = axis
+        self.dtype = dtype
         self.on_nonfinite = _checked_policy(on_nonfinite)
         self.training = True
         self.weight = np.ones(self.num_features, dtype) if affine else None
@@ -113,6 +114,7 @@ class BatchNorm:
         if self._may_be_untrained:
             self._warn_if_untrained()
         y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis, out=out)
+        self._may_be_untrained = False      # only now: the warning of a call that fails is not the last one
         # Weak, so that a network at inference doesn't keep its layers' inputs alive.
         self._forward = (_weak(given), None) if out is None or not np.may_share_memory(x, out) else None
         return y
@@ -154,11 +156,14 @@ class BatchNorm:
 
     def _check_channels(self, x):
         """Where no parameter's shape tells that x is wrong."""
-        if x.ndim >= 2 and -x.ndim <= self.axis < x.ndim and x.shape[self.axis] != self.num_features:
-            raise ValueError(f"x: expected {self.num_features} channels, got {x.shape[self.axis]} [x has shape {x.shape}, axis={self.axis}]")
+        try:
+            channels = x.shape[self.axis]
+        except (TypeError, IndexError):     # the call itself says what is wrong
+            return
+        if x.ndim >= 2 and channels != self.num_features:
+            raise ValueError(f"x: expected {self.num_features} channels, got {channels} [x has shape {x.shape}, axis={self.axis}]")
 
     def _warn_if_untrained(self):
-        self._may_be_untrained = False
         if self.num_batches_tracked == 0 and not self.running_mean.any() and (self.running_var == 1).all():
             warnings.warn(
                 f"{type(self).__name__} in eval mode uses running statistics that were never updated (mean 0, variance 1), so it does not "
@@ -260,10 +265,11 @@ class BatchNorm:
 
     def __repr__(self):
         axis = "" if self.axis == 1 else f", axis={self.axis}"
+        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype.name!r}"
         policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
         bias = ", bias=False" if self.affine and self.bias is None else ""
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis}{policy})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis}{dtype}{policy})")
 
 
 class BatchNorm1d(BatchNorm):
