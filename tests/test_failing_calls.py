@@ -70,7 +70,9 @@ TRAINING_CALLS = {
 
 @pytest.mark.parametrize("before", ["training", "eval"])
 @pytest.mark.parametrize("policy", ["propagate", "skip", "raise"])
-@pytest.mark.parametrize("mode, call", [(mode, call) for mode in ("training", "eval") for call in CALLS] + [("training", c) for c in TRAINING_CALLS])
+@pytest.mark.parametrize(
+    "mode, call", [(mode, call) for mode in ("training", "eval") for call in CALLS] + [("training", c) for c in TRAINING_CALLS]
+)
 def test_calls(mode, call, policy, before):
     changes, x, out, error = (CALLS | TRAINING_CALLS)[call]
     layer = trained(cbn.BatchNorm2d(3, on_nonfinite=policy), (4, 3, 5, 2)).train(before == "training")

@@ -83,7 +83,9 @@ def test_raise(value, form):
     expected, gradient = raising.backward(dy), raising.weight_grad
     before = raising.state_dict()
     out = {"out": np.full_like(x, 7), "in place": x}.get(form)
-    with pytest.raises(FloatingPointError, match=r"^x: expected a finite mean and variance .* and variance nan for channel 1 \(2 channels in all\)"):
+    with pytest.raises(
+        FloatingPointError, match=r"^x: expected a finite mean and variance .* and variance nan for channel 1 \(2 channels in all\)"
+    ):
         raising(x, out=out)
     np.testing.assert_array_equal(x, given)
     assert form != "out" or (out == 7).all()
