@@ -1,6 +1,7 @@
 """Builds the extensions: the public functions, and one kernel source for each CPU level. Everything else is in pyproject.toml.
 
-CBN_OPENMP=on requires OpenMP, =off leaves it out; by default it is used if a program that uses it compiles and links.
+CBN_OPENMP=on requires OpenMP, =off leaves it out; by default it is used if a program that uses it compiles and links. CBN_CFLAGS are options for the
+compiler that come after all others.
 """
 
 import os
@@ -25,8 +26,9 @@ FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-ma
 class BuildExt(build_ext):
     def build_extensions(self):
         openmp = self.openmp_flags()
+        last = os.environ.get("CBN_CFLAGS", "").split()
         for extension in self.extensions:
-            extension.extra_compile_args += FLAGS + openmp
+            extension.extra_compile_args += FLAGS + openmp + last
             extension.extra_link_args += openmp
         super().build_extensions()
 

@@ -4,15 +4,33 @@ cdef str where(cnp.ndarray x, int axis):
     return f"[x has shape {np.shape(x)}, axis={axis}]"
 
 
-cdef cnp.ndarray as_elements(object a, str name):
-    """`a` as an array of float32 or float64; big-endian stays as it is."""
+cdef bint means_more(object a):
+    """Whether an array says more than its elements: a mask, or that its product is that of matrices."""
+    return isinstance(a, (np.ma.MaskedArray, np.matrix))
+
+
+cdef cnp.ndarray as_array(object a, str name):
+    """`a` as a plain NumPy array: the same memory where it has `__array__`, a buffer or DLPack that NumPy can read in place."""
     cdef cnp.ndarray array
     if type(a) is cnp.ndarray:
-        array = <cnp.ndarray>a
-    else:
-        if isinstance(a, (np.ma.MaskedArray, np.matrix)):
-            raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
-        array = np.asarray(a)
+        return <cnp.ndarray>a
+    if means_more(a):
+        raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
+    try:
+        # DLPack only where there is nothing else: what it hands over is often read-only and says nothing of gradients.
+        array = np.from_dlpack(a) if hasattr(a, "__dlpack__") and not hasattr(a, "__array__") else np.asarray(a)
+    except MemoryError:
+        raise
+    except Exception as error:      # the object's own, which says what to do: of a tensor that requires gradients, or is on another device
+        raise TypeError(f"{name}: expected an array, got {type(a).__name__}, which NumPy cannot read: {error}") from error
+    if cnp.PyArray_NDIM(array) == 0 and cnp.PyArray_TYPE(array) == cnp.NPY_OBJECT:     # no array to NumPy: None, a sparse matrix, a set
+        raise TypeError(f"{name}: expected an array, got {'None' if a is None else type(a).__name__}")
+    return array
+
+
+cdef cnp.ndarray as_elements(object a, str name):
+    """`a` as an array of float32 or float64; big-endian stays as it is."""
+    cdef cnp.ndarray array = as_array(a, name)
     if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32 and cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT64:
         raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
     return array
@@ -24,9 +42,11 @@ cdef int channel_axis(cnp.ndarray x, object axis) except -1:
     if rank < 2:
         raise ValueError(f"x: expected at least 2 dimensions, one of them the channels, got shape {np.shape(x)}")
     try:
-        index = operator.index(axis)
+        index = None if isinstance(axis, bool) else operator.index(axis)
     except TypeError:
-        raise TypeError(f"axis: expected an integer, got {axis!r}") from None
+        index = None
+    if index is None:
+        raise TypeError(f"axis: expected an integer, got {axis!r}")
     if not -rank <= index < rank:
         raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {axis}")
     a = index
@@ -74,12 +94,7 @@ cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channe
     cdef cnp.ndarray array
     if a is None:
         return None
-    if type(a) is cnp.ndarray:
-        array = <cnp.ndarray>a
-    elif isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose mask would be lost")
-    else:
-        array = np.asarray(a)
+    array = as_array(a, name)
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
         raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
                          f"got {np.shape(array)} {where(x, axis)}")
@@ -114,7 +129,7 @@ cdef int check_non_negative(const Vector* vector, Py_ssize_t channels, str name)
 cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
     """A running statistic that is to be updated in place."""
     cdef cnp.ndarray array
-    if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or isinstance(a, np.ma.MaskedArray)):
+    if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or means_more(a)):
         raise TypeError(f"{name}: expected a NumPy array, which training updates in place, got {type(a).__name__}")
     array = a
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
@@ -124,6 +139,37 @@ cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, i
         raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
     if not PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: expected a writeable array, which training updates in place, got a read-only one")
+    check_own_places(array, name)
+    return 0
+
+
+cdef int check_own_places(cnp.ndarray a, str name) except -1:
+    """An array that is written must not overlap itself, as one with zero strides does.
+
+    By rising strides, each axis must step past all that the ones before it span. Whatever NumPy's slices, transposes, reshapes and diagonals make
+    of an array without overlaps does; strides that interlock without meeting, which only as_strided makes, are refused too.
+    """
+    cdef Py_ssize_t steps[MAX_RANK]
+    cdef Py_ssize_t lengths[MAX_RANK]
+    cdef Py_ssize_t step, span = cnp.PyArray_ITEMSIZE(a)
+    cdef int i, k, count = 0
+    if cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_SIZE(a) == 0:
+        return 0
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, i) == 1:
+            continue
+        step = abs(cnp.PyArray_STRIDE(a, i))
+        k = count
+        while k > 0 and steps[k - 1] > step:
+            steps[k], lengths[k] = steps[k - 1], lengths[k - 1]
+            k -= 1
+        steps[k], lengths[k] = step, cnp.PyArray_DIM(a, i)
+        count += 1
+    for k in range(count):
+        if steps[k] < span:
+            raise ValueError(f"{name}: expected memory of its own for each element, got shape {np.shape(a)} with strides {(<object>a).strides}, "
+                             "in which elements overlap")
+        span += (lengths[k] - 1) * steps[k]
     return 0
 
 
@@ -177,10 +223,14 @@ cdef void bounds(cnp.ndarray a, char** low, char** high) noexcept:
 
 cdef int check_overlap(cnp.ndarray out, str out_name, object a, str name, bint in_place) except -1:
     """`out`, which will be written, must not overlap `a`, which is read; where in_place, it may be exactly `a`."""
-    if not isinstance(a, cnp.ndarray) or not bounds_overlap(out, a) or in_place and same_memory(out, a):
+    cdef cnp.ndarray array
+    if a is None:
+        return 0
+    array = a if isinstance(a, cnp.ndarray) else as_array(a, name)     # a tensor may be the memory of `out`
+    if not bounds_overlap(out, array) or in_place and same_memory(out, array):
         return 0
     try:
-        shared = np.shares_memory(out, a, max_work=10000)
+        shared = np.shares_memory(out, array, max_work=10000)
     except Exception:               # too hard to decide: NumPy raises TooHardError, whose place differs between its versions
         shared = True
     if shared:
@@ -244,7 +294,7 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     cdef cnp.ndarray array
     if out is None:
         return new_like(x)
-    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or isinstance(out, np.ma.MaskedArray)):
+    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or means_more(out)):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
     array = out
     if not same_shape(array, x):
@@ -253,6 +303,7 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
         raise TypeError(f"out: expected dtype {x.dtype}, that of x, got {array.dtype}")
     if not PyArray_ISWRITEABLE(array):
         raise ValueError("out: expected a writeable array, got a read-only one")
+    check_own_places(array, "out")
     return array
 
 

@@ -41,6 +41,11 @@ class Gradients(NamedTuple):
     residual: np.ndarray | None = None
 
 
+def array_of(a, name):
+    """`a` as a plain NumPy array of the same memory, where NumPy can see that: for layers, which need its shape."""
+    return as_array(a, name)
+
+
 cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray y, cnp.ndarray residual_grad) except -1:
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
     cdef cnp.ndarray target = y, grad_target = residual_grad
@@ -88,9 +93,9 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
         give_back(&loan)
     PyMem_RawFree(memory)
     if target is not y:
-        y[...] = target
+        cnp.PyArray_CopyInto(y, target)
     if grad_target is not residual_grad:
-        residual_grad[...] = grad_target
+        cnp.PyArray_CopyInto(residual_grad, grad_target)
     return 0
 
 
@@ -203,9 +208,9 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
         new_var = updated(&job.running_var, running_var)
     run(&job, axis_, x_, None, residual_, y, None)
     if running_mean is not None and new_mean is not running_mean:
-        running_mean[...] = new_mean
+        cnp.PyArray_CopyInto(running_mean, new_mean)
     if running_mean is not None and new_var is not running_var:
-        running_var[...] = new_var
+        cnp.PyArray_CopyInto(running_var, new_var)
     return y, BatchStats(count, mean, var)
 
 

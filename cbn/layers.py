@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .functional import batch_norm, batch_norm_backward, forward_training
+from .functional import array_of, batch_norm, batch_norm_backward, batch_stats, forward_training
 
 
 class IncompatibleKeys(NamedTuple):
@@ -14,6 +14,33 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list
     unexpected_keys: list
+
+
+def _checked_policy(value):
+    if not isinstance(value, str) or value not in ("propagate", "skip", "raise"):
+        raise ValueError(f'on_nonfinite: expected "propagate", "skip" or "raise", got {value!r}')
+    return value
+
+
+def _finite(stats):
+    """Which channels' statistics are finite; of no values, all count as such."""
+    return (np.isfinite(stats.mean) & np.isfinite(stats.var)) | (stats.count == 0)
+
+
+def _refuse_nonfinite(stats):
+    bad = np.flatnonzero(~_finite(stats))
+    if bad.size:
+        c = bad[0]
+        raise FloatingPointError(f'x: expected a finite mean and variance of each channel [on_nonfinite="raise"], got mean {stats.mean[c]} '
+                                 f"and variance {stats.var[c]} for channel {c}" + (f" ({bad.size} channels in all)" if bad.size > 1 else ""))
+
+
+def _weak(a):
+    """A weak reference; of what allows none (a list), one that is dead."""
+    try:
+        return weakref.ref(a)
+    except TypeError:
+        return lambda: None
 
 
 def overwritten(out, *arrays):
@@ -34,9 +61,15 @@ class BatchNorm:
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish": what follows, in the same pass over memory.
     dtype : of weight, bias and the running statistics, float32 or float64.
+    on_nonfinite : what a batch does whose mean or variance of some channel is NaN or infinite, while training:
+        "propagate": it makes that channel's running statistics so, too;
+        "skip": that channel's running statistics stay as they were; num_batches_tracked counts the batch unless it skips every channel;
+        "raise": the call raises FloatingPointError, having changed nothing. Costs nothing more, unless `out` is given: then x is read
+        once more beforehand, as its statistics must be known before anything is written.
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
-    weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode.
+    weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change
+    none of them.
 
     Layers may be called from many threads at once in eval mode. Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
@@ -45,7 +78,7 @@ class BatchNorm:
     _expected = ""
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 activation=None, dtype=np.float32):
+                 activation=None, dtype=np.float32, on_nonfinite="propagate"):
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             raise TypeError(f"num_features: expected an integer, got {num_features!r}")
         if num_features < 0:
@@ -60,6 +93,8 @@ class BatchNorm:
         self.track_running_stats = bool(track_running_stats)
         self.axis = axis
         self.activation = activation
+        self.dtype = dtype
+        self.on_nonfinite = _checked_policy(on_nonfinite)
         self.training = True
         self.weight = np.ones(self.num_features, dtype) if affine else None
         self.bias = np.zeros(self.num_features, dtype) if affine and bias else None
@@ -78,45 +113,71 @@ class BatchNorm:
 
         residual : array of x's shape and dtype to add before the activation, or None.
         out : array of x's shape and dtype to write; may be x or the residual itself, at the cost of `backward`. None: a new array.
-        Raises ValueError or TypeError, having changed neither `out` nor the layer.
+        Raises ValueError, TypeError or (on_nonfinite="raise") FloatingPointError, having changed neither `out` nor the layer.
         """
-        if self._ranks is not None and np.ndim(x) not in self._ranks:
-            raise ValueError(f"expected {self._expected} input (got {np.ndim(x)}D input)")
+        given = x, residual
+        if type(x) is not np.ndarray:
+            x = array_of(x, "x")
+        if residual is not None and type(residual) is not np.ndarray:
+            residual = array_of(residual, "residual")
+        if self._ranks is not None and x.ndim not in self._ranks:
+            raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
         if self.training or self.running_mean is None:
             return self._call_training(x, residual, out)
         if self._may_be_untrained:
             self._warn_if_untrained()
         y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis,
                        activation=self.activation, residual=residual, out=out)
-        self._forward = None
-        if isinstance(x, np.ndarray) and (residual is None or isinstance(residual, np.ndarray)) and not overwritten(out, x, residual):
-            # Weak, so that a network at inference doesn't keep its layers' inputs alive.
-            self._forward = weakref.ref(x), None if residual is None else weakref.ref(residual), None
+        self._may_be_untrained = False      # only now: the warning of a call that fails is not the last one
+        # Weak, so that a network at inference doesn't keep its layers' inputs alive.
+        self._forward = None if overwritten(out, x, residual) else (*(None if a is None else _weak(a) for a in given), None)
         return y
 
     def _call_training(self, x, residual, out):
-        x = np.asanyarray(x)
         if self.running_mean is None:
             self._check_channels(x)
         tracked = self.training and self.running_mean is not None
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracked else 0.0
-        y, stats = forward_training(x, self.running_mean if tracked else None, self.running_var if tracked else None, self.weight, self.bias,
-                                    momentum, self.eps, self.axis, self.activation, residual, out)
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        if self.on_nonfinite == "propagate":
+            y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, self.activation, residual, out)
+            counts = True
+        else:
+            y, stats, counts = self._call_guarded(x, running, momentum, residual, out)
         if tracked:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += counts
             self._may_be_untrained = False
         self._forward = None if overwritten(out, x, residual) else (x, residual, stats)
         return y
 
+    def _call_guarded(self, x, running, momentum, residual, out):
+        """forward_training where on_nonfinite is "skip" or "raise"; returns y, the statistics, and whether the batch counts."""
+        skip = _checked_policy(self.on_nonfinite) == "skip"
+        if not skip and out is not None:
+            _refuse_nonfinite(batch_stats(x, axis=self.axis))
+        before = [None if a is None else np.array(a) for a in running]
+        y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, self.activation, residual, out)
+        fine = _finite(stats)
+        if not fine.all():
+            for a, b in zip(running, before, strict=True):
+                if a is not None:
+                    np.copyto(a, b, where=~fine if skip else True)
+            if not skip:
+                _refuse_nonfinite(stats)
+        return y, stats, bool(fine.any() or not fine.size)
+
     def _check_channels(self, x):
         """Where no parameter's shape tells that x is wrong."""
-        if x.ndim >= 2 and -x.ndim <= self.axis < x.ndim and x.shape[self.axis] != self.num_features:
-            raise ValueError(f"x: expected {self.num_features} channels, got {x.shape[self.axis]} [x has shape {x.shape}, axis={self.axis}]")
+        try:
+            channels = x.shape[self.axis]
+        except (TypeError, IndexError):     # the call itself says what is wrong
+            return
+        if x.ndim >= 2 and channels != self.num_features:
+            raise ValueError(f"x: expected {self.num_features} channels, got {channels} [x has shape {x.shape}, axis={self.axis}]")
 
     def _warn_if_untrained(self):
-        self._may_be_untrained = False
         if self.num_batches_tracked == 0 and not self.running_mean.any() and (self.running_var == 1).all():
             warnings.warn(
                 f"{type(self).__name__} in eval mode uses running statistics that were never updated (mean 0, variance 1), so it does not "
@@ -131,8 +192,11 @@ class BatchNorm:
         out : array to write, may be dy itself; None: a new array.
         Sets weight_grad and bias_grad, shape (C,), of the parameters that there are, and residual_grad, of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
-        x, residual, stats = (a() if isinstance(a, weakref.ref) else a for a in self._forward or (None, None, None))
-        lost = x is None or residual is None and self._forward[1] is not None
+        x, residual, stats = self._forward or (None, None, None)
+        lost = x is None
+        if not lost and stats is None:
+            x, residual, needed = x(), residual and residual(), residual
+            lost = x is None or needed is not None and residual is None
         if lost:
             raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x); "
                                "in eval mode a layer keeps no reference to its input, so keep one yourself")
@@ -191,7 +255,12 @@ class BatchNorm:
             problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
         if strict and unexpected:
             problems.append("Unexpected key(s) in state_dict: " + ", ".join(f'"{name}"' for name in unexpected))
-        loaded = {name: np.asarray(state_dict[name]) for name in state if name in state_dict}
+        loaded = {}
+        for name in [name for name in state if name in state_dict]:
+            try:
+                loaded[name] = array_of(state_dict[name], name)
+            except TypeError as error:
+                problems.append(str(error))
         for name, array in loaded.items():
             if array.shape != state[name].shape:
                 problems.append(f"size mismatch for {name}: expected shape {state[name].shape}, got {array.shape}")
@@ -212,10 +281,12 @@ class BatchNorm:
 
     def __repr__(self):
         axis = "" if self.axis == 1 else f", axis={self.axis}"
+        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype.name!r}"
+        policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
         bias = ", bias=False" if self.affine and self.bias is None else ""
         activation = "" if self.activation is None else f", activation={self.activation!r}"
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy})")
 
 
 class BatchNorm1d(BatchNorm):

@@ -173,8 +173,15 @@ def test_copies(copied, shared):
 
 def test_repr():
     assert repr(cbn.BatchNorm2d(3)) == "BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"
-    for layer in (cbn.BatchNorm1d(7, 1e-3, None, False), cbn.BatchNorm(2, track_running_stats=False, axis=-1)):
-        assert repr(eval(repr(layer), vars(cbn))) == repr(layer)
+    for layer in (
+        cbn.BatchNorm1d(7, 1e-3, None, False),
+        cbn.BatchNorm(2, track_running_stats=False, axis=-1),
+        cbn.BatchNorm3d(2, bias=False, dtype=np.float64, on_nonfinite="skip"),
+    ):
+        other = eval(repr(layer), vars(cbn))
+        assert repr(other) == repr(layer)
+        same_state(other.state_dict(), layer.state_dict())
+    assert "dtype='float64'" in repr(layer)
 
 
 def test_warning_once_where_statistics_were_never_updated():
