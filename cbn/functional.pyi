@@ -5,11 +5,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .statistics import BatchStats
 
-class Gradients(NamedTuple):
+class _Gradients(NamedTuple):
     x: NDArray[Any]
     weight: NDArray[Any]
     bias: NDArray[Any]
-    residual: NDArray[Any] | None = None
+
+class Gradients(_Gradients):
+    residual: NDArray[Any] | None
 
 Activation = str | tuple[str, float] | tuple[str, float, float] | None
 

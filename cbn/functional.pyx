@@ -32,13 +32,19 @@ include "checks.pxi"
 include "views.pxi"
 
 
-class Gradients(NamedTuple):
-    """Gradients of a loss with respect to the input, the weight and the bias of a batch normalization, and to the residual if there was one."""
-
+class _Gradients(NamedTuple):
     x: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
-    residual: np.ndarray | None = None
+
+
+class Gradients(_Gradients):
+    """Gradients of a loss with respect to the input, the weight and the bias of a batch normalization: (x, weight, bias).
+
+    residual : attribute, the gradient with respect to the residual, or None where there was none.
+    """
+
+    residual = None
 
 
 def array_of(a, name):
@@ -312,8 +318,8 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     weight, bias, eps, axis, activation, residual : as in the forward call. dy is first taken back through the activation, whose input is computed
         anew; at its corners the gradients are PyTorch's.
     out : array for x', of x's shape and dtype; may be dy or x itself, otherwise must not overlap an argument. None: a new array.
-    Returns Gradients(x, weight, bias, residual): x' of x's dtype; those of weight and bias of shape (C,), in the dtype of `weight` if it is a
-        float array, else x's; that of the residual, if there is one: a new array, or without an activation dy itself.
+    Returns Gradients(x, weight, bias): x' of x's dtype; those of weight and bias of shape (C,), in the dtype of `weight` if it is a float array,
+        else x's. Its attribute `residual` is that of the residual, if there is one: a new array, or without an activation dy itself.
     Raises ValueError or TypeError, having written nothing.
 
     Ioffe & Szegedy 2015, section 3.
@@ -360,4 +366,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     run(&job, axis_, x_, dy_, residual_, dx, new_grad)
     if cnp.PyArray_TYPE(weight_grad) != cnp.PyArray_TYPE(grad_type):
         weight_grad, bias_grad = weight_grad.astype(grad_type.dtype.newbyteorder("=")), bias_grad.astype(grad_type.dtype.newbyteorder("="))
-    return Gradients(dx, weight_grad, bias_grad, residual_grad)
+    gradients = Gradients(dx, weight_grad, bias_grad)
+    if residual_grad is not None:
+        gradients.residual = residual_grad
+    return gradients

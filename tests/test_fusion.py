@@ -48,7 +48,7 @@ def test_same_bits_as_apart(activation, shape, axis, dtype, with_residual, isa, 
         apart = cbn.batch_norm_backward(back, x, stats, weight, bias, axis=axis, training=training)
         for out in (None, dy.copy()):
             g = cbn.batch_norm_backward(dy if out is None else out, x, stats, weight, bias, training=training, out=out, **fused)
-            for one, other in zip(g[:3], apart[:3], strict=True):
+            for one, other in zip(g, apart, strict=True):
                 np.testing.assert_array_equal(one, other)
             assert (g.residual is None) == (residual is None)
             if residual is not None:
@@ -71,7 +71,7 @@ def test_any_array(activation):
         y, _ = cbn.batch_norm_train(x_, weight, bias, activation=activation, residual=residual_)
         np.testing.assert_array_equal(y, expected)
         g = cbn.batch_norm_backward(dy_, x_, stats, weight, bias, activation=activation, residual=residual_)
-        for one, other in zip(g, gradients, strict=True):
+        for one, other in zip((*g, g.residual), (*gradients, gradients.residual), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -187,7 +187,7 @@ def test_layer(training):
     np.testing.assert_array_equal(y, np.maximum(expected + residual, 0))
     dx = layer.backward(dy)
     g = cbn.batch_norm_backward(dy, x, stats, weight, bias, training=training, activation="relu", residual=residual)
-    for one, other in zip((dx, layer.weight_grad, layer.bias_grad, layer.residual_grad), g, strict=True):
+    for one, other in zip((dx, layer.weight_grad, layer.bias_grad, layer.residual_grad), (*g, g.residual), strict=True):
         np.testing.assert_array_equal(one, other)
     assert "activation='relu'" in repr(layer)
     layer(x)

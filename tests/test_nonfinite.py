@@ -74,7 +74,7 @@ def test_in_the_input(shape, axis, poison, dtype, isa):
     np.testing.assert_array_equal(frozen.x, frozen_clean.x)
     for a, b in [(y, y_clean), (g.x, g_clean.x), (z, z_clean)]:
         np.testing.assert_array_equal(others(a, axis, channel), others(b, axis, channel))
-    for a, b in zip([*st[1:], *g[1:3], *frozen[1:3]], [*st_clean[1:], *g_clean[1:3], *frozen_clean[1:3]], strict=True):
+    for a, b in zip([*st[1:], *g[1:], *frozen[1:]], [*st_clean[1:], *g_clean[1:], *frozen_clean[1:]], strict=True):
         np.testing.assert_array_equal(others(a, 0, channel), others(b, 0, channel))
     assert (z != z_clean).sum() == len(POISON[poison])
 
@@ -88,7 +88,7 @@ def test_in_the_gradient(shape, axis, poison, isa):
     for training in (True, False):
         g = cbn.batch_norm_backward(dy, x, (mean, var), weight, axis=axis, training=training)
         g_clean = cbn.batch_norm_backward(clean, x, (mean, var), weight, axis=axis, training=training)
-        for a, b in zip(g[:3], reference.batch_norm_backward(dy, x, mean, var, weight, axis=axis, training=training), strict=True):
+        for a, b in zip(g, reference.batch_norm_backward(dy, x, mean, var, weight, axis=axis, training=training), strict=True):
             same_special(a, b)
         np.testing.assert_array_equal(others(g.x, axis, channel), others(g_clean.x, axis, channel))
 

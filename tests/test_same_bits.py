@@ -57,11 +57,11 @@ def training(x, dy, mean, var, weight, bias, axis):
 
 
 def backward(x, dy, mean, var, weight, bias, axis):
-    return list(cbn.batch_norm_backward(dy, x, cbn.batch_stats(x, axis=axis), weight, bias, axis=axis)[:3])
+    return list(cbn.batch_norm_backward(dy, x, cbn.batch_stats(x, axis=axis), weight, bias, axis=axis))
 
 
 def backward_frozen(x, dy, mean, var, weight, bias, axis):
-    return list(cbn.batch_norm_backward(dy, x, (mean, var), weight, bias, axis=axis, training=False)[:3])
+    return list(cbn.batch_norm_backward(dy, x, (mean, var), weight, bias, axis=axis, training=False))
 
 
 OPERATIONS = [inference, training, backward, backward_frozen]
