@@ -22,6 +22,9 @@ extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
 /* How long no larger team is asked for after the system has refused one. */
 #define SECONDS_REFUSED 1.0
 
+/* The most that a single call counts for. */
+#define SECONDS_STALL 0.010
+
 /* How long a process does without teams whose time is spent waiting for cores that others use. */
 #define SECONDS_SERIAL 0.5
 
@@ -34,7 +37,7 @@ static __thread int team;           /* threads of this thread's team, itself inc
 static int computing;               /* threads at work in calls */
 static double refused_until;
 static double serial_until;
-static double patience = 0.010;     /* seconds of waiting before the process does without teams */
+static double patience = 0.040;     /* seconds of waiting before the process does without teams: several stalls, close upon one another */
 static double waited;
 static pthread_mutex_t teams_lock = PTHREAD_MUTEX_INITIALIZER;      /* of all these but `computing` */
 static pthread_key_t thread_end;
@@ -134,7 +137,8 @@ static void return_threads(int n, double start, double serial_seconds)
     now = seconds();
     elapsed = now - start;
     pthread_mutex_lock(&teams_lock);
-    waited += elapsed > 2 * serial_seconds ? elapsed : -elapsed;
+    /* One stall, however long, is an accident. */
+    waited += elapsed <= 2 * serial_seconds ? -elapsed : elapsed < SECONDS_STALL ? elapsed : SECONDS_STALL;
     if (waited < 0)
         waited = 0;
     if (waited > patience) {
