@@ -6,18 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memset
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN, nextafter, nextafterf
 cimport numpy as cnp
 
-from . cimport dispatch
-from .kernels.plan cimport coefficient_stride, cut_channels, fold_views, share_work
-from .kernels.table cimport (BACKWARD, COEFFICIENTS, FLOAT32, FLOAT64, FORWARD, FROZEN, GATES, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector,
-                             View)
+from .kernels.plan cimport cut_channels, fold_views
+from .kernels.table cimport BACKWARD, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector, View
 from .memory cimport new_like
-from .threads cimport Loan, begin, borrow, give_back
+from .native cimport execute, worth_threads
+from .threads cimport limit
 
 from .statistics import BatchStats
 
@@ -55,11 +53,8 @@ def array_of(a, name):
 cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray y, cnp.ndarray residual_grad) except -1:
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
     cdef cnp.ndarray target = y, grad_target = residual_grad
-    cdef Py_ssize_t coefficients, partials
-    cdef double elements, bytes
-    cdef int inputs
-    cdef char* memory
-    cdef Loan loan
+    cdef int inputs, budget
+    cdef bint done
     if cnp.PyArray_SIZE(x) == 0:
         return conclude_empty(job, cnp.PyArray_DIM(x, axis))
     if not prepare(job, axis, x, dy, y) or not alike(residual, x) or not alike(residual_grad, y):
@@ -76,28 +71,12 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
         job.with_residual_grad = True
         job.residual_grad = <char*>cnp.PyArray_DATA(grad_target) - <char*>cnp.PyArray_DATA(target)
     job.dtype = FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FLOAT64
-    elements = <double>job.outer * job.channels * job.inner
-    bytes = elements * cnp.PyArray_ITEMSIZE(x)
+    budget = limit() if worth_threads(job) else 1
     inputs = 1 + (dy is not None) + (residual is not None)
-    borrow(&loan, elements)
-    share_work(job, loan.threads, (inputs + 1) * bytes > dispatch.stream_bytes, inputs * bytes, dispatch.core_cache)
-    partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
-    coefficients = (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * cnp.PyArray_ITEMSIZE(x)
-    if not job.reduction:
-        coefficients *= job.threads         # a thread makes its own
-    memory = <char*>PyMem_RawMalloc(partials + coefficients + 1)
-    if memory == NULL:
-        give_back(&loan)
-        raise MemoryError
-    job.partials = <double*>memory
-    job.coefficients = memory + partials
-    if loan.threads > 1:
-        job.serial_seconds = &loan.serial_seconds
     with nogil:
-        begin(&loan)
-        dispatch.table.run(job)
-        give_back(&loan)
-    PyMem_RawFree(memory)
+        done = execute(job, inputs, budget)
+    if not done:
+        raise MemoryError
     if target is not y:
         cnp.PyArray_CopyInto(y, target)
     if grad_target is not residual_grad:

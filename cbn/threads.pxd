@@ -6,6 +6,8 @@ ctypedef struct Loan:
     double start
     double serial_seconds   # to be set by the caller: about what the work would have taken one thread
 
-cdef void borrow(Loan* loan, double work) noexcept
+cdef int limit() except -1
+cdef bint worth_team(double work) noexcept nogil
+cdef void borrow(Loan* loan, double work, int budget) noexcept nogil
 cdef void begin(Loan* loan) noexcept nogil
 cdef void give_back(Loan* loan) noexcept nogil

@@ -17,7 +17,7 @@ cdef extern from "parallel.h":
     double patience
     double serial_until
     void start_parallel()
-    int borrow_threads(int n, int budget)
+    int borrow_threads(int n, int budget) nogil
     void return_threads(int n, double start, double serial_seconds) nogil
     double seconds() nogil
 
@@ -65,16 +65,18 @@ cdef int limit() except -1:
     return min(n, openmp) if openmp < _openmp_limit else n
 
 
-cdef void borrow(Loan* loan, double work) noexcept:
-    """The threads for a call over `work` elements: at most one for each `grain` of them."""
-    cdef int budget, n
+cdef bint worth_team(double work) noexcept nogil:
+    """Whether work over so many elements is enough for more than one thread."""
+    return work >= 2 * grain
+
+
+cdef void borrow(Loan* loan, double work, int budget) noexcept nogil:
+    """Up to `budget` threads for a call over `work` elements: at most one for each `grain` of them."""
     loan.threads = 1
-    loan.counted = work >= 2 * grain
+    loan.counted = worth_team(work)
     loan.serial_seconds = 0
     if loan.counted:
-        budget = limit()
-        n = <int>min(<double>budget, work / grain)
-        loan.threads = borrow_threads(n, budget)
+        loan.threads = borrow_threads(<int>min(<double>budget, work / grain), budget)
 
 
 cdef void begin(Loan* loan) noexcept nogil:
