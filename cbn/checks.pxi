@@ -29,11 +29,24 @@ cdef cnp.ndarray as_array(object a, str name):
 
 
 cdef cnp.ndarray as_elements(object a, str name):
-    """`a` as an array of float32 or float64; big-endian stays as it is."""
+    """`a` as an array of a type that there are loops for; big-endian stays as it is."""
     cdef cnp.ndarray array = as_array(a, name)
-    if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32 and cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT64:
-        raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
+    if dtype_of(array) < 0:
+        raise TypeError(f"{name}: expected an array of float16, bfloat16, float32, float64, int8, uint8, int16 or uint16, got {array.dtype}")
     return array
+
+
+cdef object result_dtype(cnp.ndarray x):
+    """The type of y and dx, of dy and the residual: x's own, or float32 where x holds integers."""
+    return np.dtype(np.float32) if x.dtype.kind in "iu" else x.dtype
+
+
+cdef int check_type(cnp.ndarray a, str name, cnp.ndarray x) except -1:
+    """What is of the type of y."""
+    if dtype_of(a) == dtype_of(x) if dtype_of(x) <= BFLOAT16 else dtype_of(a) == FLOAT32:
+        return 0
+    of_x = ", that of x" if dtype_of(x) <= BFLOAT16 else f", that of the output where x is {x.dtype}"
+    raise TypeError(f"{name}: expected dtype {result_dtype(x)}{of_x}, got {a.dtype}")
 
 
 cdef int channel_axis(cnp.ndarray x, object axis) except -1:
@@ -99,7 +112,7 @@ cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channe
         raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
                          f"got {np.shape(array)} {where(x, axis)}")
     if not usable(array):
-        if array.dtype.kind not in "fiu":
+        if array.dtype.kind not in "fiu" and not is_bfloat16(array):
             raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
         # A conversion of float32 would follow the caller's floating-point mode; a copy doesn't.
         array = array.astype(np.float32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 else np.float64)
@@ -149,8 +162,8 @@ cdef int check_own_places(cnp.ndarray a, str name) except -1:
     By rising strides, each axis must step past all that the ones before it span. Whatever NumPy's slices, transposes, reshapes and diagonals make
     of an array without overlaps does; strides that interlock without meeting, which only as_strided makes, are refused too.
     """
-    cdef Py_ssize_t steps[MAX_RANK]
-    cdef Py_ssize_t lengths[MAX_RANK]
+    cdef Py_ssize_t steps[MAX_AXES]
+    cdef Py_ssize_t lengths[MAX_AXES]
     cdef Py_ssize_t step, span = cnp.PyArray_ITEMSIZE(a)
     cdef int i, k, count = 0
     if cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_SIZE(a) == 0:
@@ -246,8 +259,7 @@ cdef cnp.ndarray addend(object residual, cnp.ndarray x):
     array = as_elements(residual, "residual")
     if not same_shape(array, x):
         raise ValueError(f"residual: expected shape {np.shape(x)}, that of x, got {np.shape(array)}")
-    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
-        raise TypeError(f"residual: expected dtype {x.dtype}, that of x, got {array.dtype}")
+    check_type(array, "residual", x)
     return array
 
 
@@ -272,8 +284,8 @@ cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x,
         if not low <= high:
             raise ValueError(f"activation: expected ('clip', low, high) with low <= high, got {activation!r}")
         if backward:                # the gradient passes at either end, as PyTorch's clamp has it
-            low = nextafterf(low, -INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else nextafter(low, -INFINITY)
-            high = nextafterf(high, INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else nextafter(high, INFINITY)
+            low = nextafter(low, -INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else nextafterf(low, -INFINITY)
+            high = nextafter(high, INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else nextafterf(high, INFINITY)
     elif kind == "leaky_relu" and len(numbers) == 1:
         low = 0
         job.leaky = True
@@ -293,14 +305,13 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     """The array to write: `out`, checked, or a new one in x's memory order."""
     cdef cnp.ndarray array
     if out is None:
-        return new_like(x)
+        return new_like(x, None if dtype_of(x) <= BFLOAT16 else np.dtype(np.float32))
     if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or means_more(out)):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
     array = out
     if not same_shape(array, x):
         raise ValueError(f"out: expected shape {np.shape(x)}, got {np.shape(array)}")
-    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
-        raise TypeError(f"out: expected dtype {x.dtype}, that of x, got {array.dtype}")
+    check_type(array, "out", x)
     if not PyArray_ISWRITEABLE(array):
         raise ValueError("out: expected a writeable array, got a read-only one")
     check_own_places(array, "out")

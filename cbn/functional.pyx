@@ -12,7 +12,8 @@ from libc.math cimport INFINITY, NAN, nextafter, nextafterf
 cimport numpy as cnp
 
 from .kernels.plan cimport cut_channels, fold_views
-from .kernels.table cimport BACKWARD, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector, View
+from .kernels.table cimport (ARRAYS, BACKWARD, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, HARD_SWISH, INT8, INT16, MAX_AXES,
+                             MOMENTS, OF_DY, OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Vector, View)
 from .memory cimport new_like
 from .native cimport execute, worth_threads
 from .threads cimport limit
@@ -25,6 +26,7 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_ISNOTSWAPPED(cnp.ndarray)
     bint PyArray_ISALIGNED(cnp.ndarray)
     bint PyArray_ISWRITEABLE(cnp.ndarray)
+    int NPY_USERDEF
 
 include "checks.pxi"
 include "views.pxi"
@@ -52,51 +54,33 @@ def array_of(a, name):
 
 cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray y, cnp.ndarray residual_grad) except -1:
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
-    cdef cnp.ndarray target = y, grad_target = residual_grad
-    cdef int inputs, budget
+    cdef Places places
+    cdef int budget
     cdef bint done
     if cnp.PyArray_SIZE(x) == 0:
         return conclude_empty(job, cnp.PyArray_DIM(x, axis))
+    job.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
     if not prepare(job, axis, x, dy, y) or not alike(residual, x) or not alike(residual_grad, y):
-        x = native_copy(x)
-        dy = native_copy(dy)
-        residual = native_copy(residual)
-        target = None if y is None else np.empty_like(x)
-        grad_target = None if residual_grad is None else np.empty_like(x)
-        prepare(job, axis, x, dy, target)
+        place_arrays(job, &places, axis, x, dy, residual, y, residual_grad)
     if residual is not None:
         job.with_residual = True
         job.residual = <char*>cnp.PyArray_DATA(residual) - <char*>cnp.PyArray_DATA(x)
     if residual_grad is not None:
         job.with_residual_grad = True
-        job.residual_grad = <char*>cnp.PyArray_DATA(grad_target) - <char*>cnp.PyArray_DATA(target)
-    job.dtype = FLOAT32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else FLOAT64
+        job.residual_grad = <char*>cnp.PyArray_DATA(residual_grad) - <char*>cnp.PyArray_DATA(y)
+    job.bytes_read = bytes_of(x) + bytes_of(dy) + bytes_of(residual)
+    job.bytes_written = bytes_of(y) + bytes_of(residual_grad)
     budget = limit() if worth_threads(job) else 1
-    inputs = 1 + (dy is not None) + (residual is not None)
     with nogil:
-        done = execute(job, inputs, budget)
+        done = execute(job, budget)
     if not done:
         raise MemoryError
-    if target is not y:
-        cnp.PyArray_CopyInto(y, target)
-    if grad_target is not residual_grad:
-        cnp.PyArray_CopyInto(residual_grad, grad_target)
     return 0
 
 
-cdef cnp.ndarray native_copy(cnp.ndarray a):
-    return None if a is None else np.array(a, a.dtype.newbyteorder("="), order="C")
-
-
-cdef bint alike(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Whether `a`, which may be None, can be read with the strides of b, an array of the same shape."""
-    cdef int i
-    if a is None:
-        return True
-    for i in range(cnp.PyArray_NDIM(b)):
-        if cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i) and cnp.PyArray_DIM(b, i) > 1:
-            return False
-    return plain(a)
+cdef inline int bytes_of(cnp.ndarray a) noexcept:
+    """Of an element."""
+    return 0 if a is None else <int>cnp.PyArray_ITEMSIZE(a)
 
 
 cdef int conclude_empty(Job* job, Py_ssize_t channels) noexcept:
@@ -120,8 +104,9 @@ cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept:
 
 
 cdef bint prepare(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) noexcept:
-    """See the arrays as (outer, channels, inner) and cut the work; False where they must be copied first."""
-    if not plain(x) or not (dy is None or plain(dy)) or not (y is None or plain(y)) or not view_together(job, axis, x, dy, y):
+    """See the arrays as (outer, channels, inner) and cut the work; False where they aren't used as they are."""
+    if not plain(x, job.dtype) or not (dy is None or plain(dy, job.dtype)) or not (y is None or plain(y, job.dtype)) \
+            or not view_together(job, axis, x, dy, y, NULL):
         return False
     cut_channels(job)
     return fold_views(job)
@@ -209,7 +194,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
         running_mean = (1 - momentum) * running_mean + momentum * mean
         running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)
 
-    x : float32 or float64 array of rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
+    x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     running_mean, running_var : shape (C,); float32 or float64 when training. Both may be None when training.
     weight, bias : shape (C,), or None for ones and zeros (gamma and beta of the paper).
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish"; of the same bits as if applied to y.
@@ -251,7 +236,7 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=
 
     y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual), with mean and population variance over all axes but `axis`.
 
-    x : float32 or float64 array of rank >= 2, shape (N, C, ...) or with the channels on another `axis`; at least 2 values a channel.
+    x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`; at least 2 values a channel.
     weight, bias : shape (C,), or None for ones and zeros.
     eps : > 0, added to the variance.
     activation, residual : as in `batch_norm`.
@@ -267,7 +252,7 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=
 def batch_stats(x, *, axis=1):
     """The statistics of each channel of a batch: BatchStats(count, mean, var).
 
-    x : float32 or float64 array of rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
+    x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     Returns the number of values per channel, and their mean and population variance as float64 arrays of shape (C,): NaN for an empty batch.
     The sums are of shifted values (Chan, Golub & LeVeque 1983), so a large common offset costs no accuracy.
     """
@@ -312,8 +297,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     job.eps = checked_eps(eps, train)
     if not same_shape(dy_, x_):
         raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
-    if cnp.PyArray_TYPE(dy_) != cnp.PyArray_TYPE(x_):
-        raise TypeError(f"dy: expected dtype {x_.dtype}, that of x, got {dy_.dtype}")
+    check_type(dy_, "dy", x_)
     if not isinstance(stats, tuple) or len(stats) not in (2, 3):
         raise TypeError(f"stats: expected BatchStats or a pair (mean, var), got {type(stats).__name__}")
     mean = stats[len(stats) - 2]
@@ -331,20 +315,23 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     if residual_ is None:
         residual_grad = None
     elif job.fusion:
-        residual_grad = new_grad = new_like(dx)
+        residual_grad = new_grad = new_like(dx, None)
     else:
         residual_grad = dy_.copy() if bounds_overlap(dx, dy_) else dy_
         residual_ = None                # without an activation, nothing depends on it
-    grad_type = x_
-    if isinstance(weight, cnp.ndarray) and (<cnp.ndarray>weight).dtype.kind == "f":
-        grad_type = weight
+    # float32 and float64 are written by the kernels, anything else is converted afterwards.
+    kernel_type, grad_dtype = cnp.NPY_FLOAT64 if dtype_of(x_) == FLOAT64 else cnp.NPY_FLOAT32, None
+    if isinstance(weight, cnp.ndarray) and (weight.dtype.kind == "f" or is_bfloat16(weight)):
+        kernel_type = cnp.NPY_FLOAT32 if dtype_of(weight) == FLOAT32 else cnp.NPY_FLOAT64
+        if dtype_of(weight) > FLOAT64 or dtype_of(weight) < 0:
+            grad_dtype = weight.dtype.newbyteorder("=")
     job.reduction = GRADIENTS
     job.apply = BACKWARD if train else FROZEN
-    weight_grad = result(&job.weight_grad, channels, cnp.NPY_FLOAT32 if cnp.PyArray_TYPE(grad_type) == cnp.NPY_FLOAT32 else cnp.NPY_FLOAT64)
-    bias_grad = result(&job.bias_grad, channels, cnp.PyArray_TYPE(weight_grad))
+    weight_grad = result(&job.weight_grad, channels, kernel_type)
+    bias_grad = result(&job.bias_grad, channels, kernel_type)
     run(&job, axis_, x_, dy_, residual_, dx, new_grad)
-    if cnp.PyArray_TYPE(weight_grad) != cnp.PyArray_TYPE(grad_type):
-        weight_grad, bias_grad = weight_grad.astype(grad_type.dtype.newbyteorder("=")), bias_grad.astype(grad_type.dtype.newbyteorder("="))
+    if grad_dtype is not None:
+        weight_grad, bias_grad = weight_grad.astype(grad_dtype), bias_grad.astype(grad_dtype)
     gradients = Gradients(dx, weight_grad, bias_grad)
     if residual_grad is not None:
         gradients.residual = residual_grad

@@ -2,4 +2,4 @@
 
 cimport numpy as cnp
 
-cdef cnp.ndarray new_like(cnp.ndarray x)
+cdef cnp.ndarray new_like(cnp.ndarray x, object dtype)

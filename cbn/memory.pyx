@@ -144,22 +144,24 @@ handler.allocator = PyDataMemAllocator(ctx=NULL, malloc=allocate, calloc=allocat
 cdef object handler_capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 
-cdef cnp.ndarray new_like(cnp.ndarray x):
-    """A new array of x's shape and element type, native byte order, in the order of x's memory."""
+cdef cnp.ndarray new_like(cnp.ndarray x, object dtype):
+    """A new array of x's shape, in the order of x's memory, of a type of elements (None: x's, in native byte order)."""
     cdef object previous
-    if cnp.PyArray_NBYTES(x) >= LEAST and limit > 0:
+    if dtype is None and not PyArray_ISNOTSWAPPED(x):
+        dtype = x.dtype.newbyteorder("=")
+    if cnp.PyArray_SIZE(x) * (cnp.PyArray_ITEMSIZE(x) if dtype is None else dtype.itemsize) >= LEAST and limit > 0:
         previous = PyDataMem_SetHandler(handler_capsule)
         try:
-            return new_array(x)
+            return new_array(x, dtype)
         finally:
             PyDataMem_SetHandler(previous)
-    return new_array(x)
+    return new_array(x, dtype)
 
 
-cdef cnp.ndarray new_array(cnp.ndarray x):
-    if PyArray_ISNOTSWAPPED(x):
+cdef cnp.ndarray new_array(cnp.ndarray x, object dtype):
+    if dtype is None:
         return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
-    return np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False)
+    return np.empty_like(x, dtype=dtype, subok=False)
 
 
 def get_cache_limit():

@@ -3,4 +3,4 @@
 from .kernels.table cimport Job
 
 cdef bint worth_threads(const Job* job) noexcept nogil
-cdef bint execute(Job* job, int inputs, int budget) noexcept nogil
+cdef bint execute(Job* job, int budget) noexcept nogil

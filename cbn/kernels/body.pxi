@@ -13,7 +13,22 @@ from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt, sqrtf
 
 from .plan cimport LANES, TILE, WIDEST, ceil_div, coefficient_stride
-from .table cimport BACKWARD, COEFFICIENTS, FLOAT32, FORWARD, FROZEN, GATES, GRADIENTS, MOMENTS, PIECEWISE, Job, Table, Vector, View
+from .table cimport (ARRAYS, BACKWARD, BFLOAT16, COEFFICIENTS, COPIED, FLOAT16, FLOAT32, FORWARD, FROZEN, GATES, GRADIENTS, INT8, INT16, MOMENTS, OF_DY,
+                     OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Table, Vector, View)
+
+cdef extern from "elements.h" nogil:
+    void load_float32(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void load_float16(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void load_bfloat16(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void load_int8(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void load_uint8(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void load_int16(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void load_uint16(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void load_float64(bint, const char*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*, Py_ssize_t)
+    void store_float32(bint, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, char*, Py_ssize_t, Py_ssize_t, bint)
+    void store_float16(bint, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, char*, Py_ssize_t, Py_ssize_t, bint)
+    void store_bfloat16(bint, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, char*, Py_ssize_t, Py_ssize_t, bint)
+    void store_float64(bint, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, char*, Py_ssize_t, Py_ssize_t, bint)
 
 cdef extern from "stream.h" nogil:
     void stream_store(void* destination, const void* source, size_t bytes)
@@ -44,7 +59,8 @@ cdef enum:
     STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
     CONCLUDED = 128             # channels that are concluded side by side
     GATED = 1024                # elements that are taken back through an activation at a time
-    BLOCK = 4096                #     elements of a block of pixels that the apply pass walks tile by tile
+    APPLIED = 2048              # elements of copied arrays that the apply pass takes at a time: less than COPIED, as there are more arrays
+    BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
 
 
 cdef enum:                      # phases of the work
@@ -88,6 +104,120 @@ cdef inline void write(const Vector* vector, Py_ssize_t c0, Py_ssize_t n, const 
     else:
         for j in range(n):
             doubles[(c0 + j) * stride] = values[j]
+
+
+# ---- elements --------------------------------------------------------------------------------------------------------------------------
+
+cdef void move_block(const Place* place, char* at, Py_ssize_t row_stride, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, real* copy,
+                     Py_ssize_t step, bint store, bint stream) noexcept nogil:
+    """Copy `rows` rows of `width` elements from the array to `copy`, or, if store, the other way. Strides in bytes, `step` in elements."""
+    if real is double:
+        if store:
+            store_float64(place.swapped, copy, step, rows, width, at, row_stride, stride, stream)
+        else:
+            load_float64(place.swapped, at, row_stride, stride, rows, width, copy, step)
+    elif store:
+        if place.dtype == FLOAT16:
+            store_float16(place.swapped, copy, step, rows, width, at, row_stride, stride, stream)
+        elif place.dtype == BFLOAT16:
+            store_bfloat16(place.swapped, copy, step, rows, width, at, row_stride, stride, stream)
+        else:
+            store_float32(place.swapped, copy, step, rows, width, at, row_stride, stride, stream)
+    elif place.dtype == FLOAT16:
+        load_float16(place.swapped, at, row_stride, stride, rows, width, copy, step)
+    elif place.dtype == BFLOAT16:
+        load_bfloat16(place.swapped, at, row_stride, stride, rows, width, copy, step)
+    elif place.dtype == INT8:
+        load_int8(place.swapped, at, row_stride, stride, rows, width, copy, step)
+    elif place.dtype == UINT8:
+        load_uint8(place.swapped, at, row_stride, stride, rows, width, copy, step)
+    elif place.dtype == INT16:
+        load_int16(place.swapped, at, row_stride, stride, rows, width, copy, step)
+    elif place.dtype == UINT16:
+        load_uint16(place.swapped, at, row_stride, stride, rows, width, copy, step)
+    else:
+        load_float32(place.swapped, at, row_stride, stride, rows, width, copy, step)
+
+
+cdef inline Py_ssize_t offset_of(const Places* places, const Place* place, int first, int end, Py_ssize_t index) noexcept nogil:
+    """The bytes to an element whose axes from first to end, seen as one, have that index."""
+    cdef Py_ssize_t offset = 0
+    cdef int a
+    for a in range(end - 1, first, -1):
+        offset += index % places.lengths[a] * place.strides[a]
+        index //= places.lengths[a]
+    return offset + index * place.strides[first] if end > first else offset
+
+
+cdef void move_box(const Job* job, int which, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t length,
+                   real* copy, bint store) noexcept nogil:
+    """Copy a box of an array, of `rows` rows x `width` columns x `length` inner indices from (n, c, i) on, to `copy` (or from it), where it is
+    contiguous. In the row layout there is one row."""
+    cdef const Places* places = job.places
+    cdef const Place* place = &places.of[which]
+    cdef char* at
+    cdef Py_ssize_t pixel, channel, k, part, end, row
+    cdef int last = places.axes - 1
+    if place.regular:
+        at = <char*>place.data
+        if job.inner == 1:
+            at += n * job.fold * place.strides[0] + c * place.channel_stride
+            move_block(place, at, job.fold * place.strides[0], place.channel_stride, rows, width, copy, width, store, job.stream)
+        else:
+            at += (n * place.strides[0] if places.outer_axes else 0) + c * place.channel_stride + i * place.strides[last]
+            move_block(place, at, place.channel_stride, place.strides[last], width, length, copy, length, store, job.stream)
+    elif job.inner == 1:
+        for row in range(n, n + rows):
+            k = row * job.columns + c
+            end = k + width
+            while k < end:
+                pixel = k // job.channels
+                part = min(end - k, (pixel + 1) * job.channels - k)
+                at = <char*>place.data + offset_of(places, place, 0, places.axes, pixel) + k % job.channels * place.channel_stride
+                move_block(place, at, 0, place.channel_stride, 1, part, copy, 0, store, job.stream)
+                copy += part
+                k += part
+    else:
+        for channel in range(c, c + width):
+            k = i
+            while k < i + length:
+                part = min(i + length - k, places.lengths[last] - k % places.lengths[last])
+                at = <char*>place.data + offset_of(places, place, 0, places.outer_axes, n) + channel * place.channel_stride \
+                    + offset_of(places, place, places.outer_axes, places.axes, k)
+                move_block(place, at, 0, place.strides[last], 1, part, copy, 0, store, job.stream)
+                copy += part
+                k += part
+
+
+cdef inline real* copy_of(const Job* job, int which, real* kind) noexcept nogil:
+    return <real*>job.copies + which * COPIED
+
+
+cdef inline const real* element(const View* view, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, const real* kind) noexcept nogil:
+    """The address of view[n, c, i]; `kind` only tells the element type."""
+    return <const real*>view.data + (n * view.outer_stride + c * view.channel_stride + i)
+
+
+cdef inline bint copied(const Job* job, int which) noexcept nogil:
+    return job.places != NULL and job.places.of[which].data != NULL
+
+
+cdef inline const real* readable(const Job* job, int which, const View* view, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t rows,
+                                 Py_ssize_t width, Py_ssize_t length, Py_ssize_t* stride, const real* kind) noexcept nogil:
+    """Where a box of an array can be read: where it is, or in this thread's copy of it. Sets the stride from row to row."""
+    if not copied(job, which):
+        stride[0] = view.outer_stride
+        return element(view, n, c, i, kind)
+    stride[0] = width
+    move_box(job, which, n, c, i, rows, width, length, copy_of(job, which, <real*>kind), False)
+    if which == OF_X and job.with_residual and job.reduction == GRADIENTS:
+        move_box(job, OF_RESIDUAL, n, c, i, rows, width, length, copy_of(job, OF_RESIDUAL, <real*>kind), False)
+    return copy_of(job, which, <real*>kind)
+
+
+cdef inline double value(const Job* job, int which, const View* view, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, const real* kind) noexcept nogil:
+    cdef Py_ssize_t stride
+    return readable(job, which, view, n, c, i, 1, 1, 1, &stride, kind)[0]
 
 
 # ---- residual and activation -----------------------------------------------------------------------------------------------------------
@@ -161,6 +291,24 @@ cdef inline const real* gates(const Job* job, Py_ssize_t c, const real* kind) no
 
 
 # ---- reductions ------------------------------------------------------------------------------------------------------------------------
+
+ctypedef struct Chunk:
+    # Outer indices [n0, n1) x inner indices [i0, i1) of a channel.
+    Py_ssize_t n0, n1, i0, i1
+
+
+cdef inline Chunk chunk_of(const Job* job, Py_ssize_t k) noexcept nogil:
+    cdef Chunk chunk
+    cdef Py_ssize_t n = k, i = 0
+    if job.chunk_inner < job.inner:
+        n = k // job.inner_chunks
+        i = k % job.inner_chunks
+    chunk.n0 = n * job.chunk_outer
+    chunk.n1 = min(chunk.n0 + job.chunk_outer, job.rows)
+    chunk.i0 = i * job.chunk_inner
+    chunk.i1 = min(chunk.i0 + job.chunk_inner, job.inner)
+    return chunk
+
 
 cdef inline wide tree(Py_ssize_t n, wide a0, wide a1, wide a2, wide a3, wide a4, wide a5, wide a6, wide a7) noexcept nogil:
     """The sum of the first n = 1, 2, 4 or 8."""
@@ -245,9 +393,12 @@ cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, doub
         q[j] = 0
 
 
-cdef inline void tile_sums(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows,
-                           Py_ssize_t width, const wide* shift, const real* gate, double* total_s, double* total_q, bint paired) noexcept nogil:
-    """Sums of `width` <= TILE columns over `rows` <= FLUSH rows."""
+cdef inline void tile_sums(const Job* job, Py_ssize_t n, Py_ssize_t column, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const real* gate,
+                           double* total_s, double* total_q, bint paired) noexcept nogil:
+    """Sums of `width` <= TILE columns over `rows` <= FLUSH rows, from (n, column) on."""
+    cdef Py_ssize_t x_stride, dy_stride = 0
+    cdef const real* x = readable(job, OF_X, &job.x, n, column, 0, rows, width, 1, &x_stride, gate)
+    cdef const real* dy = NULL
     cdef real g[FLUSH * TILE]
     cdef wide c[TILE]
     cdef wide s[TILE]
@@ -257,6 +408,8 @@ cdef inline void tile_sums(const Job* job, const real* x, Py_ssize_t x_stride, c
         c[j] = shift[j]
         s[j] = 0
         q[j] = 0
+    if paired:
+        dy = readable(job, OF_DY, &job.dy, n, column, 0, rows, width, 1, &dy_stride, gate)
     if paired and job.fusion:
         gate_rows(job, x, x_stride, dy, dy_stride, g, TILE, rows, width, gate)
         dy = g
@@ -265,39 +418,31 @@ cdef inline void tile_sums(const Job* job, const real* x, Py_ssize_t x_stride, c
     flush(s, q, width, total_s, total_q)
 
 
-cdef inline void column_sums(const Job* job, const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const real* gate,
+cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
                              double* total_s, double* total_q, bint paired) noexcept nogil:
     """Sums of `width` columns: tile by tile over FLUSH rows at a time, so that neighbouring tiles are read soon after one another."""
-    cdef Py_ssize_t c, w, row = 0, n
-    cdef const real* x_at
-    cdef const real* dy_at = NULL
-    while row < rows:
-        n = min(FLUSH, rows - row)
+    cdef Py_ssize_t c, w, n = chunk.n0, rows
+    while n < chunk.n1:
+        rows = min(FLUSH, chunk.n1 - n)
         c = 0
         while c < width:
             w = width - c
-            x_at = x + row * job.x.outer_stride + c
-            if paired:
-                dy_at = dy + row * job.dy.outer_stride + c
             # The usual widths are constants of the inlined loops.
             if w >= TILE:
                 w = TILE
-                tile_sums(job, x_at, job.x.outer_stride, dy_at, job.dy.outer_stride, n, TILE, shift + c, gate + c, total_s + c, total_q + c,
-                          paired)
+                tile_sums(job, n, c0 + c, rows, TILE, shift + c, gate + c, total_s + c, total_q + c, paired)
             elif w >= LANES:
                 w = LANES
-                tile_sums(job, x_at, job.x.outer_stride, dy_at, job.dy.outer_stride, n, LANES, shift + c, gate + c, total_s + c, total_q + c,
-                          paired)
+                tile_sums(job, n, c0 + c, rows, LANES, shift + c, gate + c, total_s + c, total_q + c, paired)
             else:
-                tile_sums(job, x_at, job.x.outer_stride, dy_at, job.dy.outer_stride, n, w, shift + c, gate + c, total_s + c, total_q + c,
-                          paired)
+                tile_sums(job, n, c0 + c, rows, w, shift + c, gate + c, total_s + c, total_q + c, paired)
             c += w
-        row += FLUSH
+        n += FLUSH
 
 
-cdef inline void segment_sums(const Job* job, const real* x, const real* dy, Py_ssize_t length, wide shift, const real* gate, wide* s, wide* q,
-                              bint first, bint paired) noexcept nogil:
-    """Add `length` <= FLUSH * LANES contiguous elements of one channel to its LANES sums (or, if first, start these).
+cdef inline void segment_sums(const Job* job, Py_ssize_t n, Py_ssize_t channel, Py_ssize_t i, Py_ssize_t length, wide shift, const real* gate,
+                              wide* s, wide* q, bint first, bint paired) noexcept nogil:
+    """Add the `length` <= FLUSH * LANES elements of one channel from (n, channel, i) on to its LANES sums (or, if first, start these).
 
     Element i goes to lane i % LANES; the last length % LANES ones go to the last lanes.
     """
@@ -306,7 +451,11 @@ cdef inline void segment_sums(const Job* job, const real* x, const real* dy, Py_
     cdef wide lanes_q[LANES]
     cdef real g[FLUSH * LANES]
     cdef wide a, b
-    cdef Py_ssize_t j, rest = length % LANES
+    cdef Py_ssize_t j, stride, rest = length % LANES
+    cdef const real* x = readable(job, OF_X, &job.x, n, channel, i, 1, 1, length, &stride, gate)
+    cdef const real* dy = NULL
+    if paired:
+        dy = readable(job, OF_DY, &job.dy, n, channel, i, 1, 1, length, &stride, gate)
     if paired and job.fusion:
         gate_rows(job, x, 0, dy, 0, g, 0, 1, length, gate)
         dy = g
@@ -352,21 +501,21 @@ cdef inline double folded(const wide* lanes) noexcept nogil:
     return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]))
 
 
-cdef inline void row_sums(const Job* job, const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t width, const wide* shift,
-                          const real* gate, double* total_s, double* total_q, bint paired) noexcept nogil:
-    """Sums of `width` channels over `rows` segments of `length` contiguous elements each."""
+cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
+                          double* total_s, double* total_q, bint paired) noexcept nogil:
+    """Sums of `width` channels, one after the other in each row."""
     cdef wide s[TILE * LANES]
     cdef wide q[TILE * LANES]
     cdef double lanes_s[TILE * LANES]
     cdef double lanes_q[TILE * LANES]
     cdef bint first = True, flushed = False
-    cdef Py_ssize_t c, i, j, n, row, part, additions, filled = 0
-    for row in range(rows):
-        i = 0
-        while i < length:
-            part = min(length - i, FLUSH * LANES)
-            n = part // LANES
-            additions = n // 8 + (n >> 2 & 1) + (n >> 1 & 1) + (n & 1) + (part % LANES > 0)
+    cdef Py_ssize_t c, i, j, n, part, whole, additions, filled = 0
+    for n in range(chunk.n0, chunk.n1):
+        i = chunk.i0
+        while i < chunk.i1:
+            part = min(chunk.i1 - i, FLUSH * LANES)
+            whole = part // LANES
+            additions = whole // 8 + (whole >> 2 & 1) + (whole >> 1 & 1) + (whole & 1) + (part % LANES > 0)
             if filled + additions > SEQUENCE and not first:
                 if not flushed:
                     for j in range(width * LANES):
@@ -376,14 +525,10 @@ cdef inline void row_sums(const Job* job, const real* x, const real* dy, Py_ssiz
                 flushed = True
                 filled = 0
             for c in range(width):
-                segment_sums(job, x + c * job.x.channel_stride + i, dy + c * job.dy.channel_stride + i if paired else dy, part, shift[c],
-                             gate + c, s + c * LANES, q + c * LANES, first, paired)
+                segment_sums(job, n, c0 + c, i, part, shift[c], gate + c, s + c * LANES, q + c * LANES, first, paired)
             first = False
             i += part
             filled += additions
-        x += job.x.outer_stride
-        if paired:
-            dy += job.dy.outer_stride
     if flushed:
         flush(s, q, width * LANES, lanes_s, lanes_q)
         for c in range(width):
@@ -395,52 +540,26 @@ cdef inline void row_sums(const Job* job, const real* x, const real* dy, Py_ssiz
             total_q[c] += folded(q + c * LANES)
 
 
-ctypedef struct Chunk:
-    # Outer indices [n0, n1) x inner indices [i0, i1) of a channel.
-    Py_ssize_t n0, n1, i0, i1
-
-
-cdef inline Chunk chunk_of(const Job* job, Py_ssize_t k) noexcept nogil:
-    cdef Chunk chunk
-    cdef Py_ssize_t n = k, i = 0
-    if job.chunk_inner < job.inner:
-        n = k // job.inner_chunks
-        i = k % job.inner_chunks
-    chunk.n0 = n * job.chunk_outer
-    chunk.n1 = min(chunk.n0 + job.chunk_outer, job.rows)
-    chunk.i0 = i * job.chunk_inner
-    chunk.i1 = min(chunk.i0 + job.chunk_inner, job.inner)
-    return chunk
-
-
-cdef inline const real* element(const View* view, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, const real* kind) noexcept nogil:
-    """The address of view[n, c, i]; `kind` only tells the element type."""
-    return <const real*>view.data + (n * view.outer_stride + c * view.channel_stride + i)
-
-
 cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                             double* total_s, double* total_q, bint paired, const real* kind) noexcept nogil:
     """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE)."""
-    cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0
-    cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
-    cdef const real* dy = element(&job.dy, chunk.n0, c0, chunk.i0, kind) if paired else NULL
+    cdef Py_ssize_t j
     for j in range(width):
         total_s[j] = 0
         total_q[j] = 0
     if job.inner == 1:
-        column_sums(job, x, dy, rows, width, shift, gates(job, c0, kind), total_s, total_q, paired)
+        column_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
     else:
-        row_sums(job, x, dy, rows, chunk.i1 - chunk.i0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
+        row_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
 
 
-cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, double count, const real* x, const bint* wanted,
-                        double* means, double* m2s) noexcept nogil:
-    """Mean and M2 of the wanted ones of a chunk's channels c0 to c0 + width, whose first elements are at x, by two passes in float64."""
+cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, double count, const bint* wanted,
+                        double* means, double* m2s, const real* kind) noexcept nogil:
+    """Mean and M2 of the wanted ones of a chunk's channels c0 to c0 + width, by two passes in float64."""
     cdef double shift[WIDEST]
     cdef double total_s[WIDEST]
     cdef double total_q[WIDEST]
     cdef double mean
-    cdef const real* at
     cdef Py_ssize_t j
     cdef bint any_wanted = False
     for j in range(width):
@@ -448,12 +567,13 @@ cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ss
     if not any_wanted:
         return
     for j in range(width):
-        at = x + j * job.x.channel_stride
-        shift[j] = at[0] if finite(at[0]) else 0
-    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, x)
+        shift[j] = value(job, OF_X, &job.x, chunk.n0, c0 + j, chunk.i0, kind)
+        if not finite(shift[j]):
+            shift[j] = 0
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, kind)
     for j in range(width):
         shift[j] += total_s[j] / count
-    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, x)
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, kind)
     for j in range(width):
         if wanted[j]:
             mean = total_s[j] / count
@@ -476,17 +596,22 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef bint any_bad = False
     cdef Py_ssize_t few = 1 if job.inner > 1 else LANES     # channels that are done again together
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0
-    cdef Py_ssize_t step = rows // 8 * job.x.outer_stride + length // 8
+    cdef Py_ssize_t i, step = rows // 8 * job.x.outer_stride + length // 8
     cdef double count = <double>(rows * length), mean, m2
     cdef double least = 1e-30 if real is float else 1e-290
     cdef double most = 1e37 if real is float else 1e300
     cdef double* means = job.partials + 2 * k * job.columns + c0
     cdef double* m2s = means + job.columns
-    cdef const real* x = element(&job.x, chunk.n0, c0, chunk.i0, kind)
+    cdef real few_values[8]
     cdef const real* at
 
     for j in range(width):
-        at = x + j * job.x.channel_stride
+        at = element(&job.x, chunk.n0, c0 + j, chunk.i0, kind)
+        if copied(job, OF_X):
+            for i in range(8):
+                few_values[i] = <real>value(job, OF_X, &job.x, chunk.n0 + i * (rows // 8), c0 + j, chunk.i0 + i * (length // 8), kind)
+            at = few_values
+            step = 1
         shift[j] = tree(8, at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, False, kind)
     for j in range(width):
@@ -499,7 +624,7 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     if any_bad:
         j = 0
         while j < width:
-            exact_moments(job, &chunk, c0 + j, min(few, width - j), count, x + j * job.x.channel_stride, bad + j, means + j, m2s + j)
+            exact_moments(job, &chunk, c0 + j, min(few, width - j), count, bad + j, means + j, m2s + j, kind)
             j += few
 
 
@@ -534,7 +659,7 @@ cdef inline void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t width, 
         weight = share * count
         count += 1
         for j in range(width):
-            x = element(&job.x, job.rows, i * job.channels + c0 + j, 0, kind)[0]
+            x = value(job, OF_X, &job.x, job.rows, i * job.channels + c0 + j, 0, kind)
             delta = x - mean[j]
             mean[j] = mean[j] + delta * share if finite(delta) else mean[j] + x
             var[j] += delta * delta * weight + (delta - delta)
@@ -569,7 +694,7 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
 cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width, const double* mean, double* dy_sum, double* product,
                                  const real* kind) noexcept nogil:
     """Sums of dy and of dy * (x - mean) of channels from the chunks' sums, in their order."""
-    cdef Py_ssize_t c, i, j, k
+    cdef Py_ssize_t c, i, j, k, stride
     cdef real dy
     cdef const real* x
     cdef const double* dy_sums
@@ -584,10 +709,10 @@ cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width
     for i in range(job.tail // max(1, job.channels)):
         for j in range(width):
             c = i * job.channels + c0 + j
-            x = element(&job.x, job.rows, c, 0, kind)
-            dy = element(&job.dy, job.rows, c, 0, kind)[0]
+            x = readable(job, OF_X, &job.x, job.rows, c, 0, 1, 1, 1, &stride, kind)
+            dy = <real>value(job, OF_DY, &job.dy, job.rows, c, 0, kind)
             if job.fusion:
-                gate_rows(job, x, 0, element(&job.dy, job.rows, c, 0, kind), 0, &dy, 0, 1, 1, gates(job, c, kind))
+                gate_rows(job, x, 0, &dy, 0, &dy, 0, 1, 1, gates(job, c, kind))
             dy_sum[j] += dy
             product[j] += dy * (x[0] - mean[j])
 
@@ -837,10 +962,61 @@ cdef inline void reduce(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
 cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                        real* kind) noexcept nogil:
     """The apply pass over the box of rows [n0, n1) x columns [c0, c1) x inner indices [i0, i1)."""
-    if job.apply == FORWARD or not job.fusion:
+    if job.places != NULL:
+        apply_copied(job, n0, n1, c0, c1, i0, i1, kind)
+    elif job.apply == FORWARD or not job.fusion:
         apply_from(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, kind)
     else:
         apply_gated(job, n0, n1, c0, c1, i0, i1, kind)
+
+
+cdef inline void see_copy(View* view, void* copy, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t width, Py_ssize_t length,
+                          const real* kind) noexcept nogil:
+    """Let a view of the whole array have the box that begins at (n, c, i) in `copy`."""
+    view.outer_stride = width * length
+    view.channel_stride = length
+    view.data = <real*>copy - (n * view.outer_stride + c * view.channel_stride + i)
+
+
+cdef void apply_copied(const Job* of_places, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
+                       real* kind) noexcept nogil:
+    """The apply pass over arrays of which pieces are copied, piece by piece."""
+    cdef Job job = of_places[0]
+    cdef Py_ssize_t n = n0, c, i
+    cdef Py_ssize_t length = min(i1 - i0, APPLIED)
+    cdef Py_ssize_t width = min(c1 - c0, APPLIED // length) if length == i1 - i0 else 1
+    cdef Py_ssize_t rows = 1 if job.inner > 1 else max(1, APPLIED // width)
+    job.places = NULL
+    while n < n1:
+        c = c0
+        while c < c1:
+            i = i0
+            while i < i1:
+                apply_piece(of_places, &job, n, min(n + rows, n1), c, min(c + width, c1), i, min(i + length, i1), kind)
+                i += length
+            c += width
+        n += rows
+
+
+cdef void apply_piece(const Job* of_places, Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
+                      real* kind) noexcept nogil:
+    """The apply pass over at most APPLIED elements of each array; `job` is that of `of_places` without these."""
+    cdef Py_ssize_t rows = n1 - n0, width = c1 - c0, length = i1 - i0
+    cdef int which
+    for which in range(OF_Y):
+        if copied(of_places, which) and (which != OF_X or job.apply != FROZEN or job.fusion):
+            move_box(of_places, which, n0, c0, i0, rows, width, length, copy_of(job, which, kind), False)
+    if copied(of_places, OF_X):
+        see_copy(&job.x, copy_of(job, OF_X, kind), n0, c0, i0, width, length, kind)
+    if copied(of_places, OF_DY):
+        see_copy(&job.dy, copy_of(job, OF_DY, kind), n0, c0, i0, width, length, kind)
+    if copied(of_places, OF_Y):
+        see_copy(&job.y, copy_of(job, OF_Y, kind), n0, c0, i0, width, length, kind)
+        job.stream = False
+    apply(job, n0, n1, c0, c1, i0, i1, kind)
+    for which in range(OF_Y, ARRAYS):
+        if copied(of_places, which):
+            move_box(of_places, which, n0, c0, i0, rows, width, length, copy_of(job, which, kind), True)
 
 
 cdef void apply_from(const Job* job, const View* x, const View* dy, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1,
@@ -1012,6 +1188,16 @@ cdef inline void work(const Job* job, int phase, Py_ssize_t c0, Py_ssize_t c1, P
         apply_phase(job, c0, c1, begin, end, kind)
 
 
+cdef void use_copies(Job* job, Py_ssize_t i) noexcept nogil:
+    """Let share i have its part of the copies' memory, in which the distance from array to array is fixed."""
+    cdef Py_ssize_t itemsize = 4 if job.dtype == FLOAT32 else 8
+    job.copies = <char*>job.copies + i * ARRAYS * COPIED * itemsize
+    if copied(job, OF_RESIDUAL):
+        job.residual = (OF_RESIDUAL - OF_X) * COPIED * itemsize
+    if copied(job, OF_RESIDUAL_GRAD):
+        job.residual_grad = (OF_RESIDUAL_GRAD - OF_Y) * COPIED * itemsize
+
+
 cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) noexcept nogil:
     """Share i of job.threads of a phase's items: each thread the same share every time."""
     cdef unsigned long caller_mode = default_float_mode()
@@ -1034,6 +1220,8 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
     if phase == ALONE:
         # Coefficients of its own for each thread: made twice sooner than fetched from another core.
         job.coefficients = <char*>job.coefficients + i * (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * (4 if job.dtype == FLOAT32 else 8)
+    if job.places != NULL:
+        use_copies(&job, i)
     if begin < end and job.dtype == FLOAT32:
         work(&job, phase, c0, c1, begin, end, <float*>NULL)
     elif begin < end:

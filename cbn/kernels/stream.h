@@ -1,4 +1,7 @@
 /* Stores that bypass the caches, and loads ahead of time: what neither Cython nor plain C can say. */
+#ifndef CBN_STREAM_H
+#define CBN_STREAM_H
+
 #include <stddef.h>
 #include <string.h>
 
@@ -39,3 +42,5 @@ static inline __attribute__((always_inline)) void prefetch_rows(const void *p, s
         for (i = 0; i < width; i += 64)
             __builtin_prefetch(ahead + row * stride + i, 0, 2);
 }
+
+#endif

@@ -1,8 +1,14 @@
 # What a kernel module is asked (Job) and what it hands out (Table): the contract between the functions and the kernels.
 
-cdef enum:                      # Job.dtype, of x, dy and y, and Vector.dtype
+cdef enum:                      # types of elements; those that are computed with, Job.dtype and Vector.dtype, are the first two
     FLOAT32
     FLOAT64
+    FLOAT16
+    BFLOAT16
+    INT8
+    UINT8
+    INT16
+    UINT16
 
 cdef enum:                      # Job.reduction
     MOMENTS = 1                 # mean and var of x
@@ -27,6 +33,34 @@ ctypedef struct View:
     Py_ssize_t outer_stride
     Py_ssize_t channel_stride
 
+cdef enum:
+    MAX_AXES = 64               # of a NumPy array
+    COPIED = 4096               # elements that are copied at a time of an array that isn't used where it is
+
+cdef enum:                      # the arrays of a job
+    OF_X
+    OF_RESIDUAL
+    OF_DY
+    OF_Y
+    OF_RESIDUAL_GRAD
+    ARRAYS
+
+# An array of which pieces are copied, as its elements are of another type or byte order, misaligned, or in no order that a View can tell.
+ctypedef struct Place:
+    void* data                  # or NULL: the array is used where it is, or there is none
+    int dtype
+    bint swapped
+    bint regular                # one stride from row to row (column layout: of the folded ones), and one along a row
+    Py_ssize_t channel_stride   # strides count bytes
+    Py_ssize_t strides[MAX_AXES]
+
+# The axes of such arrays that make up the outer and the inner axis of a View, the same for each of them.
+ctypedef struct Places:
+    int outer_axes
+    int axes                    # the inner ones come after the outer ones
+    Py_ssize_t lengths[MAX_AXES]
+    Place of[ARRAYS]
+
 # One value for each channel: float32 or float64, native, aligned. The stride counts elements; data may be NULL where it says so.
 ctypedef struct Vector:
     void* data
@@ -44,14 +78,17 @@ ctypedef struct Job:
     View x
     View dy
     View y                      # what apply writes; may be x or dy itself
+    Places* places              # or NULL: all arrays are used where they are
+    int bytes_read              # of an element, in all arrays together
+    int bytes_written
     int fusion                  # or 0
     bint leaky                  # PIECEWISE: what is below `low` is multiplied by `slope`; otherwise it becomes `low`
     double slope
     double low                  # NaN: no lower end
     double high                 # what is above becomes this; NaN: nothing does. Gradients are 0 (leaky: dy * slope) for v <= low, 0 for v >= high
-    bint with_residual          # an array of x's strides is added before the activation
+    bint with_residual          # an array of x's strides (or copied too) is added before the activation
     Py_ssize_t residual         # bytes from an element of x to that of the residual
-    bint with_residual_grad     # an array of y's strides gets the gradient behind the activation
+    bint with_residual_grad     # an array of y's strides (or copied too) gets the gradient behind the activation
     Py_ssize_t residual_grad    # bytes from an element of y to that of it
     double eps
     Vector weight               # or NULL for ones
@@ -86,6 +123,7 @@ ctypedef struct Job:
     # Working memory, given by the caller.
     double* partials            # (chunks, 2, columns)
     void* coefficients          # (COEFFICIENTS + GATES, coefficient_stride) of the element type; without a reduction, for each thread
+    void* copies                # with places: (ARRAYS, COPIED) for each thread
 
 ctypedef struct Table:
     void (*run)(const Job*) noexcept nogil
