@@ -4,6 +4,7 @@ from ._version import __version__
 from .config import show_config
 from .folding import Folded, fold_conv, fold_linear
 from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats
+from .images import normalize_images
 from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .memory import empty_cache, get_cache_limit, set_cache_limit
 from .statistics import BatchStats
@@ -26,6 +27,7 @@ __all__ = [
     "fold_linear",
     "get_cache_limit",
     "get_num_threads",
+    "normalize_images",
     "num_threads",
     "set_cache_limit",
     "set_num_threads",

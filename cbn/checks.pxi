@@ -306,16 +306,24 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     cdef cnp.ndarray array
     if out is None:
         return new_like(x, None if dtype_of(x) <= BFLOAT16 else np.dtype(np.float32))
-    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or means_more(out)):
-        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    check_written(out, "out", np.shape(x))
     array = out
-    if not same_shape(array, x):
-        raise ValueError(f"out: expected shape {np.shape(x)}, got {np.shape(array)}")
     check_type(array, "out", x)
-    if not PyArray_ISWRITEABLE(array):
-        raise ValueError("out: expected a writeable array, got a read-only one")
-    check_own_places(array, "out")
     return array
+
+
+cdef int check_written(object a, str name, tuple shape) except -1:
+    """An array that is to be written."""
+    cdef cnp.ndarray array
+    if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or means_more(a)):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(a).__name__}")
+    array = a
+    if np.shape(array) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {np.shape(array)}")
+    if not PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    check_own_places(array, name)
+    return 0
 
 
 cdef int check_outputs(cnp.ndarray y, object x, object dy, object residual, object weight, object bias, object mean, object var,

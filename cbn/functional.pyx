@@ -52,6 +52,32 @@ def array_of(a, name):
     return as_array(a, name)
 
 
+def elements_of(a, name):
+    """As array_of, of a type that there are loops for."""
+    return as_elements(a, name)
+
+
+def new_output(shape, dtype, out, read, name):
+    """`out`, having checked that it can be written and doesn't overlap the array `read`, or a new array."""
+    if out is None:
+        return new_like(np.broadcast_to(np.float32(0), shape), dtype)
+    check_written(out, "out", shape)
+    if out.dtype != dtype:
+        raise TypeError(f"out: expected dtype {dtype}, got {out.dtype}")
+    check_overlap(out, "out", read, name, False)
+    return out
+
+
+def normalize_into(y, x, mean, var):
+    """y = (x - mean) / sqrt(var), of arrays of shape (N, C, H, W), any types but float64, and float64 ones of shape (C,); all checked."""
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    job.apply = FORWARD
+    see(&job.mean, mean)
+    see(&job.var, var)
+    run(&job, 1, x, None, None, y, None)
+
+
 cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray y, cnp.ndarray residual_grad) except -1:
     """Complete the job, whose parameters and operation are set, by arrays and plan, and run it."""
     cdef Places places

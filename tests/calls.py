@@ -13,8 +13,15 @@ from reference import check, other_axes, per_channel
 
 import cbn
 
+try:
+    from ml_dtypes import bfloat16, finfo
+except ImportError:
+    bfloat16, finfo = np.float16, np.finfo
+
 OPERATIONS = "inference", "training", "train", "stats", "backward", "frozen"
 TRAINING = "training", "train", "backward"  # want eps > 0
+WIDE = np.float32, np.float32, np.float32, np.float64, np.float64  # computed with as they are
+NARROW = np.float16, bfloat16, np.int8, np.uint8, np.int16, np.uint16
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 129, 257, 1, 2, 3, 4, 5, 7, 8, 16, 17, 1, 2, 3, 0)
 SIZES = (60, 60, 500, 500, 500, 3000, 20_000)  # of x, at most
 NORMAL = np.random.default_rng(51).standard_normal(1 << 16)
@@ -55,6 +62,10 @@ class Placed:
         repeated = self.repeated if repeated is ... else repeated
         return a if repeated is None else as_strided(a, a.shape, [0 if i == repeated else s for i, s in enumerate(a.strides)])
 
+    def astype(self, dtype):
+        """The same elements in another type and native byte order, in the same order of memory."""
+        return Placed(self.array.astype(dtype), self.order, self.steps, self.offset, False, self.repeated)
+
     def copy(self):
         other = object.__new__(Placed)
         other.__dict__.update(self.__dict__)
@@ -76,19 +87,36 @@ def draw_placed(pick, values, axis=None, repeat=False):
         steps = tuple(pick((1, 1, 2, -1, -2, 3)) for _ in range(rank))
     offset = {"misaligned": pick((1, 2, 3, 5)), "offset": pick((4, 8, 12, 16)) * values.itemsize // 4}.get(layout, 0)
     repeated = pick(range(rank)) if layout == "repeated" and repeat and rank and values.size else None
-    return Placed(values, order, steps, offset, layout == "swapped" or layout == "both" and pick((False, False, True)), repeated)
+    swapped = layout == "swapped" or layout == "both" and pick((False, False, True))
+    return Placed(values, order, steps, offset, swapped and values.dtype.kind != "V", repeated)
 
 
 def numbers_of(pick, pool, shape, dtype):
     start, n = pick(STARTS), int(np.prod(shape, dtype=int))
-    return pool[start : start + n].reshape(shape).astype(dtype)
+    values = pool[start : start + n].reshape(shape)
+    if np.dtype(dtype).kind in "iu":
+        values = (values * 30).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return values.astype(dtype)
+
+
+def type_of_results(dtype):
+    return np.dtype(np.float32) if dtype.kind in "iu" else dtype.newbyteorder("=")
+
+
+def another_type(dtype):
+    """Than results are of."""
+    return np.float64 if type_of_results(dtype) == np.float32 else np.float32
+
+
+def epsilon(dtype):
+    return float(finfo(dtype).eps)
 
 
 def draw(pick):
     """A call: its operation, arrays (Placed, by name), other arguments, and the types of error that it may raise; none: it must succeed."""
     call = SimpleNamespace(operation=pick(OPERATIONS), placed={}, others={}, errors=set(), fault=None, poison=False)
     op, placed, others = call.operation, call.placed, call.others
-    dtype = pick((np.float32, np.float32, np.float64))
+    dtype = np.dtype(pick(WIDE + NARROW))
     shape, room = [], pick(SIZES)
     for _ in range(pick((2, 2, 3, 3, 4, 4, 5, 6))):
         shape.append(min(pick(LENGTHS), room))
@@ -98,8 +126,11 @@ def draw(pick):
     axis = call.axis = others["axis"] % rank
     channels, count = shape[axis], int(np.prod([n for i, n in enumerate(shape) if i != axis], dtype=int))
 
-    x = numbers_of(pick, NORMAL, shape, dtype) * dtype(pick((1, 1, 3))) + dtype(pick((0, 0, 3, 100)))
-    if x.size and pick(often(False, True, times=25)):
+    result = type_of_results(dtype)
+    x = numbers_of(pick, NORMAL, shape, dtype)
+    if dtype == result:
+        x = x * dtype.type(pick((1, 1, 3))) + dtype.type(pick((0, 0, 3, 100)))
+    if x.size and dtype == result and pick(often(False, True, times=25)):
         x.reshape(-1)[pick(STARTS) % x.size] = pick((np.nan, np.inf, -np.inf))
         call.poison = True
     placed["x"] = draw_placed(pick, x, axis, repeat=True)
@@ -113,7 +144,7 @@ def draw(pick):
         if others["eps"] == 0 and op in TRAINING:
             call.errors.add(ValueError)
     if op in ("backward", "frozen"):
-        placed["dy"] = draw_placed(pick, numbers_of(pick, NORMAL, shape, dtype), axis, repeat=True)
+        placed["dy"] = draw_placed(pick, numbers_of(pick, NORMAL, shape, result), axis, repeat=True)
     if op in ("inference", "backward", "frozen"):
         placed["mean"], placed["var"] = vector(NORMAL, any_dtype), vector(UNIFORM, (np.float32, np.float64))
     if op == "training":
@@ -128,9 +159,11 @@ def draw(pick):
         if call.out == "dy" and "dy" not in placed:
             call.out = None
         if call.out == "out":
-            placed["out"] = draw_placed(pick, np.full(shape, 7, dtype), axis)
+            placed["out"] = draw_placed(pick, np.full(shape, 7, result), axis)
         elif call.out and placed[call.out].repeated is not None and shape[placed[call.out].repeated] > 1:
             call.errors.add(ValueError)  # it overlaps itself
+        if call.out == "x" and dtype != result:
+            call.errors.add(TypeError)
     else:
         call.out = None
     if pick((False, False, False, True)):
@@ -146,9 +179,9 @@ def read_only(a):
 
 def faults(call):
     """What can be made wrong of a call: (the argument, what makes its wrong value of the right one, the error)."""
-    shape, dtype = call.placed["x"].shape, call.placed["x"].dtype
+    shape, dtype = call.placed["x"].shape, type_of_results(call.placed["x"].dtype)
     rank = len(shape)
-    yield from (("x", lambda a, t=t: a.astype(t), TypeError) for t in (np.int32, np.float16, bool, np.complex64, object, "M8[s]", "S4"))
+    yield from (("x", lambda a, t=t: np.zeros(a.shape, t), TypeError) for t in (np.int32, np.longdouble, bool, np.complex64, object, "M8[s]", "S4"))
     yield "x", lambda a: None, TypeError
     yield "x", np.ma.masked_array, TypeError
     yield "x", lambda a: a.reshape(-1), ValueError
@@ -159,7 +192,7 @@ def faults(call):
         yield from (("eps", lambda a, v=v: v, ValueError) for v in (-1.0, float("nan"), float("inf"), 10**400))
         yield from (("eps", lambda a, v=v: v, TypeError) for v in ("1e-5", None, True, 1e-5j))
         yield "out", lambda a: np.ones((*shape, 1), dtype), ValueError
-        yield "out", lambda a: np.ones(shape, np.float64 if dtype.itemsize == 4 else np.float32), TypeError
+        yield "out", lambda a: np.ones(shape, another_type(dtype)), TypeError
         yield "out", lambda a: [1.0], TypeError
         yield "out", lambda a: np.broadcast_to(dtype.type(1), shape), ValueError
         for i in (i for i, n in enumerate(shape) if n > 1 and 0 not in shape):
@@ -184,7 +217,7 @@ def faults(call):
             yield "var", read_only, ValueError
     if "dy" in call.placed:
         yield "dy", lambda a: np.append(a, a), ValueError
-        yield "dy", lambda a: a.astype(np.float64 if dtype.itemsize == 4 else np.float32), TypeError
+        yield "dy", lambda a: a.astype(another_type(dtype)), TypeError
         yield "dy", lambda a: None, TypeError
 
 
@@ -247,7 +280,7 @@ def judge(call, placed, before, results):
     if "y" in results:
         y = results["y"]
         assert (
-            y is placed[call.out].array if call.out else type(y) is np.ndarray and y.dtype == x.dtype.newbyteorder("=") and y.shape == x.shape
+            y is placed[call.out].array if call.out else type(y) is np.ndarray and y.dtype == type_of_results(x.dtype) and y.shape == x.shape
         )
 
 
@@ -265,7 +298,18 @@ def largest_finite(a, axis):
 
 
 def compare_with_reference(call, before, results):
-    """Results of a call that succeeded agree with the oracle's; `before` are the arguments as they were."""
+    """Results of a call that succeeded agree with the oracle's; `before` are the arguments as they were.
+
+    Narrow types are computed in float32: their results are float32's, rounded once.
+    """
+    if before["x"].dtype.newbyteorder("=") not in WIDE:
+        wide = {name: p.astype(np.float32) if name in ("x", "dy", "out") else p.copy() for name, p in before.items()}
+        again = {name: p.copy() for name, p in wide.items()}
+        wide_results = run(call, wide)
+        for name, a in wide_results.items():
+            assert same(results[name], a.astype(results[name].dtype)), f"{name}: not float32's result, rounded"
+        compare_with_reference(call, again, wide_results)
+        return
     get = lambda name: np.array(before[name].array, before[name].dtype.newbyteorder("=")) if name in before else None
     x, dy, mean, var, weight, bias = map(get, ("x", "dy", "mean", "var", "weight", "bias"))
     if x.size == 0:

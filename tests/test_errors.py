@@ -58,7 +58,7 @@ def read_only(a):
 # to all that take the argument.
 WRONG = [
     # x
-    ({"x": X.astype(int)}, TypeError, r"^x: expected .* float32 or float64, got int64"),
+    ({"x": X.astype(int)}, TypeError, r"^x: expected an array of float16, .* got int64"),
     ({"x": X.astype(np.complex64)}, TypeError, r"^x: expected .* got complex64"),
     ({"x": X > 0}, TypeError, r"^x: expected .* got bool"),
     ({"x": X.astype(object)}, TypeError, r"^x: expected .* got object"),

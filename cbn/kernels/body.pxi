@@ -58,7 +58,7 @@ cdef enum:
     ALIGN_LENGTH = 96           # elements of a segment that are worth aligning
     STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
     CONCLUDED = 128             # channels that are concluded side by side
-    GATED = 1024                # elements that are taken back through an activation at a time
+    GATED = 2048                # elements that are taken back through an activation at a time
     APPLIED = 2048              # elements of copied arrays that the apply pass takes at a time: less than COPIED, as there are more arrays
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
 
@@ -247,42 +247,78 @@ cdef inline void finish_row(const Job* job, const real* x, real* row, Py_ssize_t
             row[j] = row[j] * t / <real>6
 
 
-cdef inline void gate_row(const Job* job, const real* x, const real* dy, real* g, Py_ssize_t width, const real* gate, Py_ssize_t stride,
-                          Py_ssize_t channel_step) noexcept nogil:
-    """One row of gate_rows."""
-    cdef const real* r = residual_at(job, x)
-    cdef real low = <real>job.low, high = <real>job.high, slope = <real>job.slope, t
-    cdef Py_ssize_t j
+cdef inline void gate_strip(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* g, Py_ssize_t g_stride,
+                            Py_ssize_t rows, Py_ssize_t width, const real* hi, const real* lo, const real* scale, const real* offset,
+                            bint with_residual, bint piecewise, bint leaky) noexcept nogil:
+    """`rows` rows of `width` <= LANES columns of gate_rows."""
+    cdef Py_ssize_t to_residual = residual_at(job, x) - x if with_residual else 0
+    cdef real low = <real>job.low, high = <real>job.high, slope = <real>job.slope, v, t
+    cdef real out[LANES]
+    cdef Py_ssize_t row, j
+    for row in range(rows):
+        for j in range(width):
+            v = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+            if with_residual:
+                v = v + x[j + to_residual]
+            if piecewise:
+                t = dy[j] * slope if leaky else 0
+                t = t if v <= low else dy[j]
+                out[j] = 0 if v >= high else t
+            else:
+                t = dy[j] * (v / <real>3 + <real>0.5)
+                t = 0 if v <= -3 else t
+                out[j] = dy[j] if v >= 3 else t
+        for j in range(width):
+            g[j] = out[j]
+        x += x_stride
+        dy += dy_stride
+        g += g_stride
+
+
+cdef inline void gate_columns(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* g, Py_ssize_t g_stride,
+                              Py_ssize_t rows, Py_ssize_t width, const real* gate, Py_ssize_t step) noexcept nogil:
+    """gate_rows over `width` <= LANES columns, whose coefficients are `step` apart: 1, or 0 for those of one channel."""
+    cdef real hi[LANES]
+    cdef real lo[LANES]
+    cdef real scale[LANES]
+    cdef real offset[LANES]
+    cdef Py_ssize_t j, stride = coefficient_stride(job.columns)
     for j in range(width):
-        g[j] = ((x[j] - gate[j * channel_step]) - gate[j * channel_step + stride]) * gate[j * channel_step + 2 * stride] \
-            + gate[j * channel_step + 3 * stride]
-    if job.with_residual:
-        for j in range(width):
-            g[j] = g[j] + r[j]
-    if job.fusion == PIECEWISE:
-        for j in range(width):
-            t = dy[j] * slope if job.leaky else 0
-            t = t if g[j] <= low else dy[j]
-            g[j] = 0 if g[j] >= high else t
+        hi[j] = gate[j * step]
+        lo[j] = gate[j * step + stride]
+        scale[j] = gate[j * step + 2 * stride]
+        offset[j] = gate[j * step + 3 * stride]
+    if job.fusion != PIECEWISE:
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, job.with_residual, False, False)
+    elif job.leaky:
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, job.with_residual, True, True)
+    elif job.with_residual:
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, True, True, False)
     else:
-        for j in range(width):
-            t = dy[j] * (g[j] / <real>3 + <real>0.5)
-            t = 0 if g[j] <= -3 else t
-            g[j] = dy[j] if g[j] >= 3 else t
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, False, True, False)
 
 
 cdef void gate_rows(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* g, Py_ssize_t g_stride,
                     Py_ssize_t rows, Py_ssize_t width, const real* gate) noexcept nogil:
-    """g = dy taken back through the activation, whose input is computed anew from x.
+    """g = dy taken back through the activation, whose input is computed anew from x. g is neither x nor dy.
 
+    In the row layout there is one row, which is taken as rows of LANES elements. Of a width that is no multiple of LANES, the last LANES columns
+    overlap those before.
     gate : forward coefficients of the columns (row layout: of the one channel): hi, lo, scale and offset, coefficient_stride apart.
     """
-    cdef Py_ssize_t row
-    for row in range(rows):
-        if job.inner == 1:
-            gate_row(job, x + row * x_stride, dy + row * dy_stride, g + row * g_stride, width, gate, coefficient_stride(job.columns), 1)
-        else:
-            gate_row(job, x + row * x_stride, dy + row * dy_stride, g + row * g_stride, width, gate, coefficient_stride(job.columns), 0)
+    cdef Py_ssize_t c = 0, rest
+    if width < LANES:
+        gate_columns(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, gate, job.inner == 1)
+    elif job.inner > 1:
+        gate_columns(job, x, LANES, dy, LANES, g, LANES, width // LANES, LANES, gate, 0)
+        rest = width - LANES
+        if width % LANES:
+            gate_columns(job, x + rest, 0, dy + rest, 0, g + rest, 0, 1, LANES, gate, 0)
+    else:
+        while c < width:
+            c = min(c, width - LANES)
+            gate_columns(job, x + c, x_stride, dy + c, dy_stride, g + c, g_stride, rows, LANES, gate + c, 1)
+            c += LANES
 
 
 cdef inline const real* gates(const Job* job, Py_ssize_t c, const real* kind) noexcept nogil:
@@ -695,8 +731,9 @@ cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width
                                  const real* kind) noexcept nogil:
     """Sums of dy and of dy * (x - mean) of channels from the chunks' sums, in their order."""
     cdef Py_ssize_t c, i, j, k, stride
-    cdef real dy
+    cdef real g
     cdef const real* x
+    cdef const real* dy
     cdef const double* dy_sums
     for j in range(width):
         dy_sum[j] = product[j] = 0
@@ -710,11 +747,12 @@ cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width
         for j in range(width):
             c = i * job.channels + c0 + j
             x = readable(job, OF_X, &job.x, job.rows, c, 0, 1, 1, 1, &stride, kind)
-            dy = <real>value(job, OF_DY, &job.dy, job.rows, c, 0, kind)
+            dy = readable(job, OF_DY, &job.dy, job.rows, c, 0, 1, 1, 1, &stride, kind)
+            g = dy[0]
             if job.fusion:
-                gate_rows(job, x, 0, &dy, 0, &dy, 0, 1, 1, gates(job, c, kind))
-            dy_sum[j] += dy
-            product[j] += dy * (x[0] - mean[j])
+                gate_rows(job, x, 0, dy, 0, &g, 0, 1, 1, gates(job, c, kind))
+            dy_sum[j] += g
+            product[j] += g * (x[0] - mean[j])
 
 
 # ---- between reduction and apply -------------------------------------------------------------------------------------------------------
@@ -837,7 +875,7 @@ cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* ki
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
 
 cdef inline void transform_row(const Job* job, const real* x, const real* dy, real* y, Py_ssize_t width, const real* hi, const real* lo,
-                               const real* scale, const real* offset, const real* slope, bint stream, bint paired) noexcept nogil:
+                               const real* scale, const real* offset, const real* slope, bint finish, bint stream, bint paired) noexcept nogil:
     """One row of the apply pass; computed before it is stored, so y may be x or dy."""
     cdef real row[TILE]         # of this function, so that it never leaves the registers
     cdef Py_ssize_t j
@@ -846,7 +884,7 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
             row[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
         else:
             row[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
-    if not paired and job.fusion and job.apply == FORWARD:
+    if finish and not paired:
         finish_row(job, x, row, width)
     if stream:
         stream_store(y, row, width * sizeof(real))
@@ -867,17 +905,18 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
     cdef real last[TILE]
     cdef real* begin = y
     cdef real* end = y + overlap
+    cdef bint finish = job.fusion and job.apply == FORWARD
     cdef Py_ssize_t i, j
     if head:
-        transform_row(job, x, dy, first, width, hi, lo, scale, offset, slope, False, paired)
+        transform_row(job, x, dy, first, width, hi, lo, scale, offset, slope, finish, False, paired)
     if overlap:
-        transform_row(job, x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, False, paired)
+        transform_row(job, x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, finish, False, paired)
     x += head
     y += head
     if paired:
         dy += head
     for i in range(rows):
-        transform_row(job, x, dy, y, width, hi, lo, scale, offset, slope, stream, paired)
+        transform_row(job, x, dy, y, width, hi, lo, scale, offset, slope, finish, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
