@@ -19,6 +19,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -120,7 +121,7 @@ def run(url, requests, connections, files, expected):
 
     with ThreadPoolExecutor(connections) as pool:
         seconds, faults = zip(*pool.map(client, range(connections)), strict=True)
-    return sum(seconds, []), sum(faults, [])
+    return list(chain(*seconds)), list(chain(*faults))
 
 
 def report(url, requests, connections):

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+from zipfile import BadZipFile
 
 import numpy as np
 from network import convolutional, softmax
@@ -21,7 +22,7 @@ def load(path=WEIGHTS):
             state = dict(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected the weights, found no such file; `python -m service.train` makes it") from None
-    except Exception as error:  # of zipfile, NumPy and what they call
+    except (ValueError, TypeError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path}: expected the weights, an .npz file of plain arrays, got another file ({error})") from None
     network = convolutional(seed=0)
     try:
@@ -37,13 +38,18 @@ def pixels(data):
         raise ValueError("expected an image file, got nothing")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        fits = image.width * image.height <= LARGEST
-        if fits:
-            image = image.convert("L").resize((8, 8), Image.Resampling.BOX)
-    except Exception:  # for broken files, decoders raise whatever they come across
+        mode = image.mode
+        if image.width * image.height > LARGEST:
+            raise Image.DecompressionBombError
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+        image = image.convert("L").resize((8, 8), Image.Resampling.BOX)
+    except Image.DecompressionBombError:  # this or Pillow's own, of far more pixels
+        raise ValueError(f"expected an image of at most {LARGEST} pixels, got one of more") from None
+    except Exception:  # noqa: BLE001  for broken files, decoders raise whatever they come across
         raise ValueError(f"expected an image file ({', '.join(FORMATS)}), got {len(data)} bytes that are none, or a broken one") from None
-    if not fits:
-        raise ValueError(f"expected an image of at most {LARGEST} pixels, got {image.width} x {image.height}")
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"expected an image of 8 bits a channel, got one of more (Pillow's mode {mode})")
     return np.asarray(image, np.float32) / 255
 
 
