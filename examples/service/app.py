@@ -21,6 +21,8 @@ predict(network, np.zeros((512, 8, 8), np.float32))  # what a first call does, d
 
 @app.post("/predict")
 def answer():
+    if request.mimetype == "multipart/form-data":
+        abort(400, "expected an image file as the body of the request (curl --data-binary @digit.png), got a form")
     try:
         x = pixels(request.get_data())
     except ValueError as error:

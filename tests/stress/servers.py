@@ -56,7 +56,7 @@ def main():
     parser.add_argument("--connections", type=int, default=8, metavar="N", help="at once (default %(default)s)")
     given = parser.parse_args()
     path = os.pathsep.join([str(EXAMPLES), str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"}
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": path}
     failed = 0
     for name, arguments, *apps in SERVERS:
         for app, how in zip(apps, ("one thread a call", "two threads a call"), strict=True):
