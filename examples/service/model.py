@@ -22,8 +22,8 @@ def load(path=WEIGHTS):
             state = dict(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected the weights, found no such file; `python -m service.train` makes it") from None
-    except (ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path}: expected the weights, an .npz file of plain arrays, got another file ({error})") from None
+    except (ValueError, TypeError, EOFError, BadZipFile):
+        raise ValueError(f"{path}: expected the weights, an .npz file of plain arrays, got another file") from None
     network = convolutional(seed=0)
     try:
         network.load_state_dict(state)

@@ -4,7 +4,6 @@ import argparse
 
 import numpy as np
 from network import convolutional, digits
-from tqdm import tqdm
 
 from .model import TEST_SET, WEIGHTS, load
 
@@ -16,9 +15,12 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m service.train", description=__doc__)
     parser.add_argument("--steps", type=int, default=600, help="of training (default: %(default)s)")
     steps = parser.parse_args().steps
-    x, labels, x_test, labels_test = digits(SEED)
+    try:
+        x, labels, x_test, labels_test = digits(SEED)
+    except ModuleNotFoundError as error:
+        parser.exit(1, f"{parser.prog}: {error}, which has the digits: pip install scikit-learn\n")
     network = convolutional(SEED)
-    for _ in tqdm(network.train(x, labels, steps, RATE, SEED), "training", steps):
+    for _ in network.train(x, labels, steps, RATE, SEED):
         pass
     np.savez(WEIGHTS, **network.state_dict())
     np.savez_compressed(TEST_SET, images=np.rint(x_test * 255).astype(np.uint8).reshape(-1, 8, 8), labels=labels_test.astype(np.uint8))
