@@ -13,7 +13,7 @@ LIMIT = 1 << 20  # bytes of a request
 
 app = Flask(__name__)
 app.config["MAX_CONTENT_LENGTH"] = LIMIT
-asgi = WSGIMiddleware(app, workers=4)  # threads that answer
+asgi = WSGIMiddleware(app)  # answers in a pool of threads
 
 network = load()
 predict(network, np.zeros((512, 8, 8), np.float32))  # what a first call does, done before gunicorn --preload forks its workers
