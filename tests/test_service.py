@@ -155,9 +155,8 @@ def test_load_notices_wrong_answers(service, capsys, status, body):
 
 
 def python(*arguments):
-    path = os.pathsep.join([str(EXAMPLES), str(pathlib.Path(cbn.__file__).parents[1])])
-    return subprocess.run([sys.executable, *arguments], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
-                          check=False)
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(cbn.__file__).parents[1])}
+    return subprocess.run([sys.executable, *arguments], cwd=EXAMPLES, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_load_says_what_is_amiss(service):

@@ -15,6 +15,8 @@ import socket
 import subprocess
 import sys
 
+import cbn
+
 FOLDER = pathlib.Path(__file__).parent
 EXAMPLES = FOLDER.parents[1] / "examples"
 SERVERS = (  # name, arguments of its app and of one made by a function, both on the port
@@ -26,8 +28,6 @@ SERVERS = (  # name, arguments of its app and of one made by a function, both on
 
 def in_teams():
     """The module of the service, where even the smallest calls use two threads."""
-    import cbn
-
     cbn.set_num_threads(2)
     cbn.threads.set_grain(1)
     cbn.threads.set_patience(math.inf)
@@ -55,7 +55,7 @@ def main():
     parser.add_argument("--requests", type=int, default=1000, metavar="N", help="to each server (default %(default)s)")
     parser.add_argument("--connections", type=int, default=8, metavar="N", help="at once (default %(default)s)")
     given = parser.parse_args()
-    path = os.pathsep.join([str(EXAMPLES), str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(map(str, (FOLDER, pathlib.Path(cbn.__file__).parents[1])))
     environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": path}
     failed = 0
     for name, arguments, *apps in SERVERS:
@@ -64,7 +64,7 @@ def main():
             command = [sys.executable, "-m", "service.load", "--url", f"http://127.0.0.1:{port}", "--serve",
                        f"'{sys.executable}' -m {name} {arguments.format(port=port, app=app)}",
                        "--requests", str(given.requests), "--connections", str(given.connections)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=EXAMPLES, env=environment, capture_output=True, text=True, check=False)
             failed += done.returncode != 0
             print(f"{name} {arguments.split(' --bind')[0].split(' --port')[0]}, {how}: {'right' if done.returncode == 0 else 'WRONG'}; "
                   f"{(done.stdout + done.stderr).strip()}", flush=True)
