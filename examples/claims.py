@@ -8,7 +8,7 @@ import argparse
 
 import matplotlib.pyplot as plt
 import numpy as np
-from network import Network, digits
+from network import digits, perceptron
 from tqdm import tqdm
 
 HIDDEN = (100, 100, 100)
@@ -29,7 +29,7 @@ COLORS = {False: "C1", True: "C0"}
 def train(normalized, of_rate, of_std, seed, steps, progress):
     """The test accuracy at each evaluation, then the training accuracy at the end."""
     x, labels, x_test, labels_test = digits(seed)
-    network = Network(HIDDEN, normalized, STD * of_std, seed)
+    network = perceptron(HIDDEN, normalized, STD * of_std, seed)
     accuracies = []
     for step in network.train(x, labels, steps, RATE * of_rate, seed):
         if step % EVERY == 0:
@@ -41,7 +41,7 @@ def train(normalized, of_rate, of_std, seed, steps, progress):
 def first_gradient(normalized, depth, seed):
     """The norm of the gradient of the first layer's weights before training, over the training set."""
     x, labels, _, _ = digits(seed)
-    network = Network((100,) * depth, normalized, STD, seed)
+    network = perceptron((100,) * depth, normalized, STD, seed)
     network.set_gradients(x, labels)
     return np.linalg.norm(network.layers[0].weight_grad)
 

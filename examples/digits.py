@@ -8,7 +8,7 @@ import argparse
 
 import matplotlib.pyplot as plt
 import numpy as np
-from network import Network, digits
+from network import digits, perceptron
 from tqdm import tqdm
 
 HIDDEN = (100, 100, 100)
@@ -75,7 +75,7 @@ def main():
     arguments = parser.parse_args()
     runs = {}
     for normalized, name in ((False, "without batch normalization"), (True, "with batch normalization")):
-        runs[name] = follow(Network(HIDDEN, normalized, STD, SEED), arguments.steps, name)
+        runs[name] = follow(perceptron(HIDDEN, normalized, STD, SEED), arguments.steps, name)
     report(runs)
     plot(runs, arguments.output)
 

@@ -1,9 +1,10 @@
-"""A multilayer perceptron for handwritten digits, in NumPy, with cbn's layers among its own: what digits.py and claims.py train."""
+"""Networks for handwritten digits, in NumPy, with cbn's layers among their own: the perceptrons that digits.py and claims.py train, and
+the convolutional network of service/.
+"""
 
 from itertools import pairwise
 
 import numpy as np
-from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
 import cbn
@@ -17,6 +18,8 @@ CLASSES = 10
 
 def digits(seed):
     """x_train, labels_train, x_test, labels_test: images of 8x8 pixels as rows of 64 numbers in [0, 1], split at random."""
+    from sklearn.datasets import load_digits  # here, as a network that is trained does without scikit-learn
+
     x, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(x))
     x, labels = (x[order] / 16).astype(np.float32), labels[order]
@@ -24,20 +27,64 @@ def digits(seed):
 
 
 class Dense:
-    """x @ weight + bias, with the attributes and the backward method of cbn's layers."""
+    """x @ weight + bias, with the attributes and methods of cbn's layers; x may be of any rank, and its last axis is multiplied."""
 
     def __init__(self, inputs, outputs, std, rng):
         self.weight = rng.normal(0, std, (inputs, outputs)).astype(np.float32)
         self.bias = np.zeros(outputs, np.float32)
 
     def __call__(self, x):
-        self.x = x
-        return x @ self.weight + self.bias
+        rows = x.reshape(-1, x.shape[-1])  # one product of matrices, not one for each image
+        self.x = rows
+        return (rows @ self.weight + self.bias).reshape(*x.shape[:-1], -1)
 
     def backward(self, dy):
-        self.weight_grad = self.x.T @ dy
-        self.bias_grad = dy.sum(axis=0)
-        return dy @ self.weight.T
+        rows = dy.reshape(-1, dy.shape[-1])
+        self.weight_grad = self.x.T @ rows
+        self.bias_grad = rows.sum(axis=0)
+        return (rows @ self.weight.T).reshape(*dy.shape[:-1], -1)
+
+    def state_dict(self):
+        return {"weight": self.weight.copy(), "bias": self.bias.copy()}
+
+    def load_state_dict(self, state):
+        for name in ("weight", "bias"):
+            getattr(self, name)[...] = state[name]
+
+
+class Convolution(Dense):
+    """3x3, with padding 1, channels last: x (N, H, W, inputs), result (N, H / stride, W / stride, outputs); stride divides H and W."""
+
+    def __init__(self, inputs, outputs, stride, rng):
+        super().__init__(9 * inputs, outputs, np.sqrt(2 / (9 * inputs)), rng)
+        self.stride = stride
+
+    def __call__(self, x):
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::self.stride, ::self.stride]
+        return super().__call__(windows.reshape(*windows.shape[:3], -1))
+
+    def backward(self, dy):
+        n, height, width, _ = dy.shape
+        windows = super().backward(dy).reshape(n, height, width, -1, 3, 3)
+        padded = np.zeros((n, height * self.stride + 2, width * self.stride + 2, windows.shape[3]), dy.dtype)
+        for i, j in np.ndindex(3, 3):
+            padded[:, i:i + height * self.stride:self.stride, j:j + width * self.stride:self.stride] += windows[..., i, j]
+        return padded[:, 1:-1, 1:-1]
+
+
+class Reshape:
+    """Each sample in another shape."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def __call__(self, x):
+        self.before = x.shape[1:]
+        return x.reshape(-1, *self.shape)
+
+    def backward(self, dy):
+        return dy.reshape(-1, *self.before)
 
 
 class Sigmoid:
@@ -51,45 +98,62 @@ class Sigmoid:
         return dy * self.y * (1 - self.y)
 
 
-class Network:
-    """Hidden layers of sigmoid units and a linear layer to the classes, trained by SGD on the softmax cross-entropy.
+def softmax(x):
+    p = np.exp(x - x.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
 
-    hidden : number of units of each hidden layer.
-    normalized : whether each sigmoid comes after a batch normalization.
-    std : standard deviation of the initial weights, which depend on the seed and not on `normalized`.
+
+class Network:
+    """Layers one after another, the last one's outputs a number for each class, trained by SGD on the softmax cross-entropy.
+
+    With the batch normalizations in eval mode, a network may be called from many threads at once: what layers keep of a call is for
+    `backward` alone.
     """
 
-    def __init__(self, hidden, normalized, std, seed):
-        rng = np.random.default_rng(seed)
-        self.layers = []
-        for inputs, outputs in pairwise((64, *hidden)):
-            self.layers.append(Dense(inputs, outputs, std, rng))
-            if normalized:
-                self.layers.append(cbn.BatchNorm1d(outputs))
-            self.layers.append(Sigmoid())
-        self.layers.append(Dense(hidden[-1], CLASSES, std, rng))
-        self.norms = [layer for layer in self.layers if isinstance(layer, cbn.BatchNorm)]
+    def __init__(self, layers):
+        self.layers = layers
+        self.norms = [layer for layer in layers if isinstance(layer, cbn.BatchNorm)]
+        self.trained = [(str(i), layer) for i, layer in enumerate(layers) if hasattr(layer, "weight")]
+
+    def __call__(self, x, layers=slice(None)):
+        """The output of (a slice of) the layers, in the modes that they are in."""
+        for layer in self.layers[layers]:
+            x = layer(x)
+        return x
+
+    def eval(self):
+        """Set the batch normalizations' eval mode; returns the network."""
+        for norm in self.norms:
+            norm.eval()
+        return self
+
+    def state_dict(self):
+        """Parameters and running statistics of all layers, under PyTorch's names: "0.weight", "1.running_mean"."""
+        return {f"{i}.{name}": array for i, layer in self.trained for name, array in layer.state_dict().items()}
+
+    def load_state_dict(self, state):
+        own = self.state_dict()
+        wrong = [name for name in sorted({*own, *state}) if name not in own or name not in state or own[name].shape != state[name].shape]
+        if wrong:
+            of = [str(names[wrong[0]].shape) if wrong[0] in names else "none" for names in (own, state)]
+            raise ValueError(f"state: expected the arrays of this network, got others [{wrong[0]}: expected {of[0]}, got {of[1]}"
+                             + (f"; {len(wrong)} differ in all]" if len(wrong) > 1 else "]"))
+        for i, layer in self.trained:
+            layer.load_state_dict({name.removeprefix(f"{i}."): array for name, array in state.items() if name.startswith(f"{i}.")})
 
     def infer(self, x, layers=slice(None)):
         """The output of (a slice of) the layers in inference mode: normalized by the running statistics."""
-        for norm in self.norms:
-            norm.eval()
-        for layer in self.layers[layers]:
-            x = layer(x)
+        y = self.eval()(x, layers)
         for norm in self.norms:
             norm.train()
-        return x
+        return y
 
     def accuracy(self, x, labels):
         return np.mean(self.infer(x).argmax(axis=1) == labels)
 
     def set_gradients(self, x, labels):
         """Set every layer's gradients of the mean cross-entropy of a batch, in training mode."""
-        for layer in self.layers:
-            x = layer(x)
-        p = np.exp(x - x.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        dy = (p - np.eye(CLASSES, dtype=x.dtype)[labels]) / len(x)
+        dy = (softmax(self(x)) - np.eye(CLASSES, dtype=x.dtype)[labels]) / len(x)
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
 
@@ -101,8 +165,38 @@ class Network:
             batches = batches or list(rng.permutation(len(x)).reshape(-1, BATCH))
             batch = batches.pop()
             self.set_gradients(x[batch], labels[batch])
-            for layer in self.layers:
-                if not isinstance(layer, Sigmoid):
-                    layer.weight -= rate * layer.weight_grad
-                    layer.bias -= rate * layer.bias_grad
+            for _, layer in self.trained:
+                layer.weight -= rate * layer.weight_grad
+                layer.bias -= rate * layer.bias_grad
             yield step
+
+
+def perceptron(hidden, normalized, std, seed):
+    """Hidden layers of sigmoid units and a linear layer to the classes.
+
+    hidden : number of units of each hidden layer.
+    normalized : whether each sigmoid comes after a batch normalization.
+    std : standard deviation of the initial weights, which depend on the seed and not on `normalized`.
+    """
+    rng = np.random.default_rng(seed)
+    layers = []
+    for inputs, outputs in pairwise((64, *hidden)):
+        layers.append(Dense(inputs, outputs, std, rng))
+        if normalized:
+            layers.append(cbn.BatchNorm1d(outputs))
+        layers.append(Sigmoid())
+    return Network([*layers, Dense(hidden[-1], CLASSES, std, rng)])
+
+
+def convolutional(seed):
+    """Two convolutions, each with batch normalization and ReLU, and a linear layer from the 4x4 pixels that are left to the classes."""
+    rng = np.random.default_rng(seed)
+    return Network([
+        Reshape(8, 8, 1),
+        Convolution(1, 16, 1, rng),
+        cbn.BatchNorm2d(16, axis=-1, activation="relu"),
+        Convolution(16, 32, 2, rng),
+        cbn.BatchNorm2d(32, axis=-1, activation="relu"),
+        Reshape(4 * 4 * 32),
+        Dense(4 * 4 * 32, CLASSES, 0.01, rng),
+    ])
