@@ -65,7 +65,7 @@ def extension(name, flags=()):
 setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
-        [extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "functional")]
+        [extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "capi", "functional")]
         + [extension(f"cbn.kernels.{level}", flags + ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]) for level, flags in LEVELS.items()],
         compiler_directives={
             "language_level": 3,
