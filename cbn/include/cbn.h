@@ -29,7 +29,7 @@
  * process's limit is not made, the caller's floating-point mode makes no difference. What `with cbn.num_threads(n)` says is for Python calls only.
  *
  * Getting the functions. Each is a capsule in the dictionary cbn.capi.__pyx_capi__, which importing cbn.capi makes; they stay for the life of the
- * process. A function never changes its arguments: what takes others gets another name.
+ * process. The arguments of a function never change: what takes others gets another name.
  *
  *     C extension   #include <Python.h>, then <cbn.h> (in the directory cbn.get_include()), and call cbn_import() in the module's initialization,
  *                   in each source file of its own
