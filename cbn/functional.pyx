@@ -8,13 +8,14 @@ import numpy as np
 
 from libc.string cimport memset
 from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, NAN, nextafter, nextafterf
+from libc.math cimport INFINITY
 cimport numpy as cnp
 
+from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
 from .kernels.plan cimport cut_channels, fold_views
-from .kernels.table cimport BACKWARD, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector, View
+from .kernels.table cimport BACKWARD, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, PIECEWISE, Job, Vector, View
 from .memory cimport new_like
-from .native cimport execute, worth_threads
+from .native cimport any_negative, conclude_empty, execute, set_activation, worth_threads
 from .threads cimport limit
 
 from .statistics import BatchStats
@@ -56,7 +57,8 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
     cdef int inputs, budget
     cdef bint done
     if cnp.PyArray_SIZE(x) == 0:
-        return conclude_empty(job, cnp.PyArray_DIM(x, axis))
+        conclude_empty(job, cnp.PyArray_DIM(x, axis))
+        return 0
     if not prepare(job, axis, x, dy, y) or not alike(residual, x) or not alike(residual_grad, y):
         x = native_copy(x)
         dy = native_copy(dy)
@@ -97,26 +99,6 @@ cdef bint alike(cnp.ndarray a, cnp.ndarray b) noexcept:
         if cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i) and cnp.PyArray_DIM(b, i) > 1:
             return False
     return plain(a)
-
-
-cdef int conclude_empty(Job* job, Py_ssize_t channels) noexcept:
-    """Of no values, the statistics are NaN and the sums 0."""
-    if job.reduction == MOMENTS:
-        fill(&job.mean, channels, NAN)
-        fill(&job.var, channels, NAN)
-    elif job.reduction == GRADIENTS:
-        fill(&job.weight_grad, channels, 0)
-        fill(&job.bias_grad, channels, 0)
-    return 0
-
-
-cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept:
-    cdef Py_ssize_t c
-    for c in range(channels):
-        if vector.dtype == FLOAT32:
-            (<float*>vector.data)[c * vector.stride] = <float>value
-        else:
-            (<double*>vector.data)[c * vector.stride] = value
 
 
 cdef bint prepare(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) noexcept:
