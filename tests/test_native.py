@@ -98,14 +98,11 @@ def from_numba():
     numba = pytest.importorskip("numba")
     from numba.extending import get_cython_function_address
 
-    functions = {}
-    for name in NAMES:
+    def compiled(name):
         native = function_type(name, ctypes.c_ssize_t)(get_cython_function_address("cbn.capi", "cbn_" + name))
-        arguments = ", ".join(argument for _, argument in parameters(name))
-        made = {"native": native}
-        exec(f"def call({arguments}):\n    return native({arguments})", made)
-        functions[name] = numba.njit(nogil=True)(made["call"])
-    return functions
+        return numba.njit(nogil=True)(lambda *arguments: native(*arguments))
+
+    return {name: compiled(name) for name in NAMES}
 
 
 @pytest.fixture(scope="module", params=["ctypes", "cython", "c", "numba"])
@@ -135,19 +132,28 @@ def view(shape, axis):
     """(outer, channels, inner), which is how these functions see an array."""
     axis %= len(shape)
     if axis == len(shape) - 1:
-        return dict(outer=math.prod(shape[:-1]), channels=shape[-1], inner=1)
-    return dict(outer=math.prod(shape[:axis]), channels=shape[axis], inner=math.prod(shape[axis + 1 :]))
+        return {"outer": math.prod(shape[:-1]), "channels": shape[-1], "inner": 1}
+    return {"outer": math.prod(shape[:axis]), "channels": shape[axis], "inner": math.prod(shape[axis + 1 :])}
 
 
-SHAPES = [((4, 5, 6, 7), 1), ((4, 6, 7, 5), -1), ((37, 5), 1), ((700, 3), 1), ((3, 1, 9, 9), 1), ((40, 1), 1), ((2, 70, 1, 1), 1), ((5, 3, 130, 131), 1)]
+SHAPES = [
+    ((4, 5, 6, 7), 1),
+    ((4, 6, 7, 5), -1),
+    ((37, 5), 1),
+    ((700, 3), 1),
+    ((3, 1, 9, 9), 1),
+    ((40, 1), 1),
+    ((2, 70, 1, 1), 1),
+    ((5, 3, 130, 131), 1),
+]
 EMPTY = [((0, 5, 6), 1), ((4, 0, 6), 1), ((4, 5, 0), 1), ((0, 3), 1), ((0, 0), 1)]
 ACTIVATIONS = [
-    (None, dict(activation=0)),
-    ("relu", dict(activation=1, alpha=math.nan)),
-    ("relu6", dict(activation=2)),
-    (("clip", -0.5, 0.7), dict(activation=3, alpha=-0.5, beta=0.7)),
-    (("leaky_relu", 0.1), dict(activation=4, alpha=0.1)),
-    ("hard_swish", dict(activation=5, beta=math.inf)),
+    (None, {"activation": 0}),
+    ("relu", {"activation": 1, "alpha": math.nan}),
+    ("relu6", {"activation": 2}),
+    (("clip", -0.5, 0.7), {"activation": 3, "alpha": -0.5, "beta": 0.7}),
+    (("leaky_relu", 0.1), {"activation": 4, "alpha": 0.1}),
+    ("hard_swish", {"activation": 5, "beta": math.inf}),
 ]
 
 
@@ -165,13 +171,15 @@ def compare(consumer, shape, axis, dtype, parameter_dtype, affine, with_residual
     x, dy = normal(shape, dtype) * 2 + 1, normal(shape, dtype)
     channels = shape[axis]
     residual = normal(shape, dtype) if with_residual else None
-    weight, bias, running_mean = (normal(channels, parameter_dtype) for _ in range(3)) if affine else (None, None, normal(channels, parameter_dtype))
+    running_mean, weight, bias = (normal(channels, parameter_dtype) for _ in range(3))
+    if not affine:
+        weight = bias = None
     running_var = abs(normal(channels, parameter_dtype)) + parameter_dtype(0.1)
     plain = dict(
         view(shape, axis), **numbers, dtype=dtype().itemsize, parameter_dtype=parameter_dtype().itemsize, weight=weight, bias=bias,
         residual=residual, eps=1e-4, threads=threads,
     )  # fmt: skip
-    python = dict(weight=weight, bias=bias, residual=residual, eps=1e-4, axis=axis, activation=activation)
+    python = {"weight": weight, "bias": bias, "residual": residual, "eps": 1e-4, "axis": axis, "activation": activation}
 
     y = x.copy() if in_place else np.full_like(x, 7)
     assert call(consumer, "inference", x=y if in_place else x, y=y, running_mean=running_mean, running_var=running_var, **plain) == OK
@@ -180,7 +188,7 @@ def compare(consumer, shape, axis, dtype, parameter_dtype, affine, with_residual
     y = x.copy() if in_place else np.full_like(x, 7)
     mean, var = np.full(channels, 7.0), np.full(channels, 7.0)
     new_mean, new_var = running_mean.copy(), running_var.copy()
-    running = dict(running_mean=new_mean, running_var=new_var) if affine else {}
+    running = {"running_mean": new_mean, "running_var": new_var} if affine else {}
     assert call(consumer, "training", x=y if in_place else x, y=y, mean=mean, var=var, momentum=0.3, **running, **plain) == OK
     expected_y, stats = cbn.batch_norm_train(x, **python)
     same((y, expected_y), (mean, stats.mean), (var, stats.var))
@@ -207,12 +215,12 @@ def compare(consumer, shape, axis, dtype, parameter_dtype, affine, with_residual
             same((residual_grad, g.residual))
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_same_bits_as_from_python(consumer, dtype):
-    for (shape, axis), (activation, numbers), choices in itertools.product(SHAPES[:-1], ACTIVATIONS, itertools.product((False, True), repeat=4)):
-        affine, with_residual, in_place, other = choices
-        compare(consumer, shape, axis, dtype, np.float64 if other else np.float32, affine, with_residual, in_place, activation, numbers, 0)
+    choices = itertools.product((False, True), repeat=3)
+    problems = itertools.product(SHAPES[:-1], (np.float32, np.float64), choices, ACTIVATIONS)
+    for (shape, axis), parameter_dtype, (affine, with_residual, in_place), (activation, numbers) in problems:
+        compare(consumer, shape, axis, dtype, parameter_dtype, affine, with_residual, in_place, activation, numbers, 0)
 
 
 @pytest.mark.parametrize("shape, axis", SHAPES, ids=str)
@@ -287,12 +295,8 @@ def test_in_threads_of_a_c_library(tmp_path, language):
     compiler = os.environ.get("CC", "cc") if language == "c" else os.environ.get("CXX", "c++")
     if not shutil.which(compiler):
         pytest.skip(f"there is no {compiler}")
-    source = (SOURCES / "library.c").read_text()
-    if language == "c++":
-        source = source.replace("= argument;", "= static_cast<Call *>(argument);").replace("int train_in_threads", 'extern "C" int train_in_threads')
-    (tmp_path / "library.src").write_text(source)
     flags = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-shared", "-fPIC", "-pthread", "-I", cbn.get_include()]
-    run([compiler, "-x", language, *flags, "library.src", "-o", "library.so"], tmp_path)
+    run([compiler, "-x", language, *flags, str(SOURCES / "library.c"), "-o", "library.so"], tmp_path)
     library = ctypes.CDLL(str(tmp_path / "library.so"))
     x = normal((8, 12, 50, 50), np.float32)
     y, mean, var = np.empty((6, *x.shape), np.float32), np.empty((6, 12)), np.empty((6, 12))
@@ -306,7 +310,7 @@ def test_in_threads_of_a_c_library(tmp_path, language):
 
 def plain_call(name):
     """Arguments of a call in which nothing is left out."""
-    arguments = dict(dtype=4, outer=3, channels=4, inner=5, parameter_dtype=8, threads=1)
+    arguments = {"dtype": 4, "outer": 3, "channels": 4, "inner": 5, "parameter_dtype": 8, "threads": 1}
     for kind, argument in parameters(name):
         if argument in ("mean", "var"):
             arguments[argument] = abs(normal(4, np.float64))
@@ -324,10 +328,10 @@ def check_refused(consumer, name, status, arguments):
         same((arguments[key], value))
 
 
-WRONG = dict(
-    dtype=[0, 2, 5, 32, -4], parameter_dtype=[0, 2, 16], outer=[-1, -(2**62)], channels=[-1], inner=[-1, 2**60, 2**62],
-    eps=[0, -1e-5, math.nan, math.inf], momentum=[-0.1, 1.1, math.nan], activation=[-1, 6], threads=[-1, 4097],
-)  # fmt: skip
+WRONG = {
+    "dtype": [0, 2, 5, 32, -4], "parameter_dtype": [0, 2, 16], "outer": [-1, -(2**62)], "channels": [-1], "inner": [-1, 2**60, 2**62],
+    "eps": [0, -1e-5, math.nan, math.inf], "momentum": [-0.1, 1.1, math.nan], "activation": [-1, 6], "threads": [-1, 4097],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -339,7 +343,7 @@ def test_wrong_arguments(consumer, name):
             if (name, argument, value) != ("inference", "eps", 0):
                 check_refused(consumer, name, positions[argument], plain_call(name) | {argument: value})
     for activation, alpha, beta in ((3, 1, 0.5), (3, math.nan, 1), (3, 0, math.nan), (4, math.nan, 0), (4, math.inf, 0)):
-        check_refused(consumer, name, positions["alpha"], plain_call(name) | dict(activation=activation, alpha=alpha, beta=beta))
+        check_refused(consumer, name, positions["alpha"], plain_call(name) | {"activation": activation, "alpha": alpha, "beta": beta})
     optional = {"residual", "residual_grad", "weight", "bias"}
     for argument in [argument for kind, argument in parameters(name) if "*" in kind]:
         arguments = plain_call(name)
@@ -356,21 +360,21 @@ def test_overlaps(name):
     consumer = from_ctypes()
     positions = {argument: i + 1 for i, (_, argument) in enumerate(parameters(name))}
     pointers = [argument for kind, argument in parameters(name) if "*" in kind]
-    written = {"inference": "y", "training": "y running_mean running_var mean var", "backward": "dx residual_grad weight_grad bias_grad"}[name].split()
-    for output, other in itertools.product(written, pointers):
-        if output == other:
+    written = [argument for kind, argument in parameters(name) if "*" in kind and "const" not in kind]
+    for result, other in itertools.product(written, pointers):
+        if result == other:
             continue
         arguments = plain_call(name)
-        first = min(positions[output], positions[other]) if other in written else positions[output]
-        exact = output in ("y", "dx") and other in ("x", "dy", "residual")
+        first = min(positions[result], positions[other]) if other in written else positions[result]
+        exact = result in ("y", "dx") and other in ("x", "dy", "residual")
         here = arguments[other]
         if exact:
-            assert call(consumer, name, **arguments | {output: here}) == OK
+            assert call(consumer, name, **arguments | {result: here}) == OK
         else:
-            check_refused(consumer, name, first, arguments | {output: here.ctypes.data})
-        if arguments[output].nbytes >= here.nbytes:     # else what is beyond may be anything's
+            check_refused(consumer, name, first, arguments | {result: here.ctypes.data})
+        if arguments[result].nbytes >= here.nbytes:  # else what is beyond may be anything's
             long = np.zeros(1000)
-            moved = arguments | {other: long.ctypes.data, output: long.ctypes.data + here.nbytes - 8}
+            moved = arguments | {other: long.ctypes.data, result: long.ctypes.data + here.nbytes - 8}
             check_refused(consumer, name, first, moved)
             assert not long.any()
 
@@ -388,13 +392,13 @@ def test_negative_variance(name):
 
 def test_one_running_statistic_alone():
     arguments = plain_call("training")
-    assert call(from_ctypes(), "training", **arguments | dict(running_mean=None, running_var=None)) == OK
+    assert call(from_ctypes(), "training", **arguments | {"running_mean": None, "running_var": None}) == OK
 
 
 def test_one_value_a_channel():
-    check_refused(from_ctypes(), "training", ONE_VALUE, plain_call("training") | dict(outer=1, inner=1))
-    assert call(from_ctypes(), "inference", **plain_call("inference") | dict(outer=1, inner=1)) == OK
-    assert call(from_ctypes(), "backward", **plain_call("backward") | dict(outer=1, inner=1)) == OK
+    check_refused(from_ctypes(), "training", ONE_VALUE, plain_call("training") | {"outer": 1, "inner": 1})
+    assert call(from_ctypes(), "inference", **plain_call("inference") | {"outer": 1, "inner": 1}) == OK
+    assert call(from_ctypes(), "backward", **plain_call("backward") | {"outer": 1, "inner": 1}) == OK
 
 
 def test_out_of_memory():
@@ -410,5 +414,5 @@ def test_header_and_declaration_agree():
     for name in NAMES:
         declared = re.search(rf"cdef int cbn_{name}\(([^)]*)\) noexcept nogil", DECLARATION)[1]
         assert [argument.split()[-1] for argument in declared.split(",")] == [argument for _, argument in parameters(name)]
-        types = ["void const *" if "const void" in kind else "double const *" if "const double" in kind else kind.strip() for kind, _ in parameters(name)]
+        types = [re.sub(r"const (\w+)", r"\1 const", kind).strip() for kind, _ in parameters(name)]
         assert str(ctypes.pythonapi.PyCapsule_GetName(capi.__pyx_capi__["cbn_" + name]), "ascii") == f"int ({', '.join(types)})"

@@ -4,40 +4,41 @@
  *
  *     y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
  *
- * The functions are those of the Python package (batch_norm, batch_norm_train, batch_norm_backward), with the same bits for results. They need
- * neither the GIL nor a thread that Python knows, and may be called by any number of threads at once, on outputs of their own.
+ * The functions do what the Python package's batch_norm, batch_norm_train and batch_norm_backward do, to the same bits. They need neither the GIL
+ * nor a thread that Python knows, and may be called by any number of threads at once, on outputs of their own.
  *
  * Arrays
- *   x, y, dy, dx, residual, residual_grad : contiguous, of type `dtype` and shape (outer, channels, inner): N,C,*spatial is
+ *   x, y, dy, dx, residual, residual_grad : contiguous, of type `dtype` and shape (outer, channels, inner). N,C,*spatial is
  *       (N, C, product of spatial); with the channels last, N,*spatial,C is (N * product of spatial, C, 1); N,C is (N, C, 1).
  *   weight, bias, running_mean, running_var, weight_grad, bias_grad : contiguous, of type `parameter_dtype` and shape (channels).
  *   mean, var : of doubles and shape (channels).
- *   Whatever is written overlaps nothing else, but that y may be x or residual, and dx any of dy, x and residual, exactly. NULL is for what is
- *   left out where it says so, and for arrays without elements.
+ *   What is written overlaps nothing else, except that y may be exactly x or residual, and dx exactly dy, x or residual. NULL is for what may be
+ *   left out, where it says so below, and for arrays without elements.
  *
  * Numbers
- *   dtype, parameter_dtype : CBN_FLOAT32 or CBN_FLOAT64, which are the size of an element.
+ *   dtype, parameter_dtype : CBN_FLOAT32 or CBN_FLOAT64, which are the sizes of an element.
  *   eps : finite and >= 0; > 0 in training.
- *   activation : with alpha and beta as below; they are not looked at where they have no meaning.
- *   threads : the most that the call may use; 0: the process's limit (cbn.set_num_threads). At most 4096. Results never depend on it.
+ *   activation : one of those below, with alpha and beta, which are not looked at where they have no meaning.
+ *   threads : the most that the call may use, up to 4096; 0: the process's limit (cbn.set_num_threads). Results never depend on it.
  *
- * Returns CBN_OK, or says why nothing has been written: the number of a wrong argument, counted from 1 and from the left (a pointer is wrong that is
- * NULL, is not aligned to its type, or leads to memory which overlaps that of another argument; a var, where it is negative), or CBN_NO_MEMORY, or
- * CBN_ONE_VALUE: training on one element a channel.
+ * Each returns CBN_OK or, having written nothing,
+ *   the number of a wrong argument, counted from the left and from 1: also a pointer that is NULL, not aligned to its type, or to memory that
+ *       overlaps another argument's; a variance where one is negative; alpha where alpha and beta don't suit the activation;
+ *   CBN_ONE_VALUE : training on one element a channel;
+ *   CBN_NO_MEMORY : the system refuses the working memory, a few numbers for each channel and thread.
  *
- * Threads, and what else holds for the Python package, hold here: forked children work, a team of threads that would be more than the
- * process's limit is not made, the caller's floating-point mode makes no difference. What `with cbn.num_threads(n)` says is for Python calls only.
+ * As for the Python package: a forked child may call, calls from many threads don't use more threads together than the limit, the caller's
+ * floating-point mode makes no difference. `with cbn.num_threads(n)` holds for Python calls only.
  *
- * Getting the functions. Each is a capsule in the dictionary cbn.capi.__pyx_capi__, which importing cbn.capi makes; they stay for the life of the
- * process. The arguments of a function never change: what takes others gets another name.
+ * To get the functions: each is a capsule in the dictionary cbn.capi.__pyx_capi__, once cbn.capi has been imported, for the life of the process.
+ * The arguments of a function never change: what takes others gets another name.
  *
- *     C extension   #include <Python.h>, then <cbn.h> (in the directory cbn.get_include()), and call cbn_import() in the module's initialization,
- *                   in each source file of its own
+ *     C extension   include <Python.h>, then <cbn.h> (from the directory cbn.get_include()), and in each source file call cbn_import() first
  *     Cython        from cbn.capi cimport cbn_inference, CBN_FLOAT32
- *     ctypes        PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)), both of ctypes.pythonapi
- *     numba         numba.extending.get_cython_function_address("cbn.capi", "cbn_inference"), as a ctypes function type; give it arrays' addresses
- *                   (a.ctypes.data) as ctypes.c_ssize_t, and 0 for NULL
- *     C library     a pointer that one of these hands to it, of the type cbn_inference_function
+ *     ctypes        PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)), both from ctypes.pythonapi
+ *     numba         numba.extending.get_cython_function_address("cbn.capi", "cbn_inference"), called as a ctypes.CFUNCTYPE that takes pointers
+ *                   as ctypes.c_ssize_t: give it a.ctypes.data, or 0 for NULL
+ *     C library     a pointer of type cbn_inference_function *, that one of the others hands to it
  */
 #ifndef CBN_H
 #define CBN_H
@@ -67,8 +68,8 @@ typedef int cbn_inference_function(
     int parameter_dtype, const void *weight, const void *bias, const void *running_mean, const void *running_var,
     double eps, int activation, double alpha, double beta, int threads);
 
-/* y, by the batch's own statistics, which go to mean and var (NaN for an empty batch). residual, weight and bias may be NULL. The running statistics,
- * unless both are NULL or the batch is empty, are updated, with m = outer * inner and 0 <= momentum <= 1:
+/* y, by the batch's own statistics, which go to mean and var (NaN for an empty batch). residual, weight and bias may be NULL. The running
+ * statistics, unless both are NULL or the batch is empty, are updated, with m = outer * inner and 0 <= momentum <= 1:
  *
  *     running_mean = (1 - momentum) * running_mean + momentum * mean
  *     running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)
@@ -78,9 +79,9 @@ typedef int cbn_training_function(
     int parameter_dtype, const void *weight, const void *bias, void *running_mean, void *running_var, double *mean, double *var,
     double momentum, double eps, int activation, double alpha, double beta, int threads);
 
-/* dx, weight_grad, bias_grad and, unless NULL, residual_grad: the gradients of a loss with respect to x, weight, bias and residual, from dy, that with
- * respect to y. x, residual, weight, bias, eps and the activation are as in the forward call. training != 0: mean and var are what cbn_training gave;
- * 0: the running statistics, which are constants.
+/* dx, weight_grad, bias_grad and residual_grad: the gradients of a loss with respect to x, weight, bias and residual, from dy, that with respect
+ * to y. x, residual, weight, bias, eps and the activation are as in the forward call. residual_grad, residual, weight and bias may be NULL.
+ * training != 0: mean and var are what cbn_training gave; 0: they are the running statistics, and constants.
  */
 typedef int cbn_backward_function(
     int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void *dy, const void *x, const void *residual,

@@ -1,5 +1,4 @@
 # cython: language_level=3
-# distutils: language=c
 """Calls cbn's functions from Cython, with no GIL: pointers come as addresses, with 0 for NULL."""
 
 from cython.parallel cimport prange

@@ -15,13 +15,16 @@ typedef struct {
 
 static void *call(void *argument)
 {
-    Call *c = argument;
-    c->status = c->train(CBN_FLOAT32, c->outer, c->channels, c->inner, c->x, NULL, c->y, CBN_FLOAT32, NULL, NULL, NULL, NULL, c->mean, c->var, 0.1,
-                         1e-5, CBN_RELU, 0, 0, 2);
+    Call *c = (Call *)argument;
+    c->status = c->train(CBN_FLOAT32, c->outer, c->channels, c->inner, c->x, NULL, c->y, CBN_FLOAT32, NULL, NULL, NULL, NULL, c->mean, c->var,
+                         0.1, 1e-5, CBN_RELU, 0, 0, 2);
     return NULL;
 }
 
 /* y, mean and var have THREADS results one after another. Returns how many calls failed. */
+#ifdef __cplusplus
+extern "C"
+#endif
 int train_in_threads(cbn_training_function *train, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const float *x, float *y, double *mean,
                      double *var)
 {
