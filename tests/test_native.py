@@ -259,6 +259,29 @@ for threads in (1, 0, 4):
     assert output(code.format(folder=str(SOURCES.parent))) == "0 1 3"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_in_a_forked_child():
+    code = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_native import call, from_ctypes
+
+def train():
+    y, mean, var = np.empty_like(x), np.empty(256), np.empty(256)
+    assert call(from_ctypes(), "training", dtype=4, outer=1024, channels=256, inner=1, x=x, y=y, parameter_dtype=4, mean=mean, var=var,
+                threads=2) == 0
+    return y
+
+x = np.random.default_rng(1).standard_normal((1024, 256)).astype(np.float32)
+expected = train()
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(train(), expected) else 1)
+print(os.waitpid(child, 0)[1], np.array_equal(train(), expected))
+"""
+    assert output(code.format(folder=str(SOURCES.parent))) == "0 True"
+
+
 def test_in_a_prange(built):
     x = normal((9, 5, 300), np.float32)
     mean, var, y = normal(5, np.float32), abs(normal(5, np.float32)), np.empty_like(x)

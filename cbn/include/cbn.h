@@ -4,16 +4,16 @@
  *
  *     y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
  *
- * The functions do what the Python package's batch_norm, batch_norm_train and batch_norm_backward do, to the same bits. They need neither the GIL
- * nor a thread that Python knows, and may be called by any number of threads at once, on outputs of their own.
+ * The functions do what the Python package's batch_norm, batch_norm_train and batch_norm_backward do, to the same bits. They need neither the
+ * GIL nor a thread that Python knows, and may be called by any number of threads at once, on outputs of their own.
  *
  * Arrays
  *   x, y, dy, dx, residual, residual_grad : contiguous, of type `dtype` and shape (outer, channels, inner). N,C,*spatial is
  *       (N, C, product of spatial); with the channels last, N,*spatial,C is (N * product of spatial, C, 1); N,C is (N, C, 1).
  *   weight, bias, running_mean, running_var, weight_grad, bias_grad : contiguous, of type `parameter_dtype` and shape (channels).
  *   mean, var : of doubles and shape (channels).
- *   What is written overlaps nothing else, except that y may be exactly x or residual, and dx exactly dy, x or residual. NULL is for what may be
- *   left out, where it says so below, and for arrays without elements.
+ *   What is written overlaps nothing else, except that y may be exactly x or residual, and dx exactly dy, x or residual. NULL is for what may
+ *   be left out, where it says so below, and for arrays without elements.
  *
  * Numbers
  *   dtype, parameter_dtype : CBN_FLOAT32 or CBN_FLOAT64, which are the sizes of an element.
@@ -30,8 +30,8 @@
  * As for the Python package: a forked child may call, calls from many threads don't use more threads together than the limit, the caller's
  * floating-point mode makes no difference. `with cbn.num_threads(n)` holds for Python calls only.
  *
- * To get the functions: each is a capsule in the dictionary cbn.capi.__pyx_capi__, once cbn.capi has been imported, for the life of the process.
- * The arguments of a function never change: what takes others gets another name.
+ * To get the functions: each is a capsule in the dictionary cbn.capi.__pyx_capi__, once cbn.capi has been imported, for good. The
+ * arguments of a function never change: what takes others gets another name.
  *
  *     C extension   include <Python.h>, then <cbn.h> (from the directory cbn.get_include()), and in each source file call cbn_import() first
  *     Cython        from cbn.capi cimport cbn_inference, CBN_FLOAT32
@@ -79,9 +79,9 @@ typedef int cbn_training_function(
     int parameter_dtype, const void *weight, const void *bias, void *running_mean, void *running_var, double *mean, double *var,
     double momentum, double eps, int activation, double alpha, double beta, int threads);
 
-/* dx, weight_grad, bias_grad and residual_grad: the gradients of a loss with respect to x, weight, bias and residual, from dy, that with respect
- * to y. x, residual, weight, bias, eps and the activation are as in the forward call. residual_grad, residual, weight and bias may be NULL.
- * training != 0: mean and var are what cbn_training gave; 0: they are the running statistics, and constants.
+/* dx, weight_grad, bias_grad and residual_grad: the gradients of a loss with respect to x, weight, bias and residual, from dy, that with
+ * respect to y. x, residual, weight, bias, eps and the activation are as in the forward call. residual_grad, residual, weight and bias may be
+ * NULL. training != 0: mean and var are what cbn_training gave; 0: they are the running statistics, and constants.
  */
 typedef int cbn_backward_function(
     int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void *dy, const void *x, const void *residual,
