@@ -58,14 +58,14 @@ def extension(name, flags=()):
         include_dirs=[numpy.get_include(), "cbn", "cbn/kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
         extra_compile_args=list(flags),
-        depends=["cbn/checks.pxi", "cbn/views.pxi"] + [f"cbn/kernels/{name}" for name in ("body.pxi", "float_mode.h", "stream.h", "team.h")],
+        depends=["cbn/checks.pxi", "cbn/views.pxi"] + [f"cbn/kernels/{name}" for name in ("body.pxi", "elements.h", "float_mode.h", "stream.h", "team.h")],
     )
 
 
 setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
-        [extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "functional")]
+        [extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "capi", "functional")]
         + [extension(f"cbn.kernels.{level}", flags + ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]) for level, flags in LEVELS.items()],
         compiler_directives={
             "language_level": 3,

@@ -1,7 +1,7 @@
 """Batch normalization for NumPy arrays on the CPU."""
 
 from ._version import __version__
-from .config import show_config
+from .config import get_include, show_config
 from .folding import Folded, fold_conv, fold_linear
 from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats
 from .images import normalize_images
@@ -26,6 +26,7 @@ __all__ = [
     "fold_conv",
     "fold_linear",
     "get_cache_limit",
+    "get_include",
     "get_num_threads",
     "normalize_images",
     "num_threads",

@@ -123,14 +123,7 @@ cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channe
 cdef int check_non_negative(const Vector* vector, Py_ssize_t channels, str name) except -1:
     cdef Py_ssize_t c
     cdef double value
-    cdef bint fine = True
-    if vector.dtype == FLOAT32:
-        for c in range(channels):
-            fine &= not (<const float*>vector.data)[c * vector.stride] < 0
-    else:
-        for c in range(channels):
-            fine &= not (<const double*>vector.data)[c * vector.stride] < 0
-    if fine:
+    if not any_negative(vector, channels):
         return 0
     for c in range(channels):
         value = (<const float*>vector.data)[c * vector.stride] if vector.dtype == FLOAT32 else (<const double*>vector.data)[c * vector.stride]
@@ -265,39 +258,31 @@ cdef cnp.ndarray addend(object residual, cnp.ndarray x):
 
 cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x, bint backward) except -1:
     """What is to be done in the pass that normalizes: of `activation`, the Job's numbers."""
-    cdef double low = NAN, high = NAN
+    cdef double alpha = 0, beta = 0
+    cdef int which = CBN_NONE
+    job.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
     if activation is None:
+        set_activation(job, CBN_NONE, 0, 0, backward)
         if residual is not None and not backward:
             job.fusion = PIECEWISE
-            job.low = job.high = NAN
         return 0
     kind, *numbers = (activation,) if isinstance(activation, str) else activation if isinstance(activation, tuple) and activation else (None,)
     if kind == "hard_swish" and len(numbers) == 0:
-        job.fusion = HARD_SWISH
-        return 0
-    if kind == "relu" and len(numbers) == 0:
-        low = 0
+        which = CBN_HARD_SWISH
+    elif kind == "relu" and len(numbers) == 0:
+        which = CBN_RELU
     elif kind == "relu6" and len(numbers) == 0:
-        low, high = 0, 6
+        which = CBN_RELU6
     elif kind == "clip" and len(numbers) == 2:
-        low, high = real_number(numbers[0], "activation: low"), real_number(numbers[1], "activation: high")
-        if not low <= high:
-            raise ValueError(f"activation: expected ('clip', low, high) with low <= high, got {activation!r}")
-        if backward:                # the gradient passes at either end, as PyTorch's clamp has it
-            low = nextafter(low, -INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else nextafterf(low, -INFINITY)
-            high = nextafter(high, INFINITY) if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else nextafterf(high, INFINITY)
+        which, alpha, beta = CBN_CLIP, real_number(numbers[0], "activation: low"), real_number(numbers[1], "activation: high")
     elif kind == "leaky_relu" and len(numbers) == 1:
-        low = 0
-        job.leaky = True
-        job.slope = real_number(numbers[0], "activation: slope")
-        if not -DBL_MAX <= job.slope <= DBL_MAX:
-            raise ValueError(f"activation: expected a finite slope, got {activation!r}")
+        which, alpha = CBN_LEAKY_RELU, real_number(numbers[0], "activation: slope")
     else:
         raise ValueError("activation: expected None, 'relu', 'relu6', ('clip', low, high), ('leaky_relu', slope) or 'hard_swish', "
                          f"got {activation!r}")
-    job.fusion = PIECEWISE
-    job.low = low
-    job.high = high
+    if not set_activation(job, which, alpha, beta, backward):
+        expected = "('clip', low, high) with low <= high" if which == CBN_CLIP else "a finite slope"
+        raise ValueError(f"activation: expected {expected}, got {activation!r}")
     return 0
 
 

@@ -1,5 +1,7 @@
 """What this installation consists of and what is in use."""
 
+import os
+
 from . import dispatch, threads
 from ._version import __version__
 
@@ -10,3 +12,8 @@ def show_config():
     print(f"CPU level: {dispatch.get_isa()} in use; {', '.join(dispatch.isa_built())} built; {', '.join(dispatch.isa_available())} available")
     print(f"OpenMP: {'yes' if threads.has_openmp() else 'no (serial build)'}")
     print(f"threads: up to {threads.get_num_threads()}")
+
+
+def get_include():
+    """The directory of cbn.h, for compilers of C code that calls cbn; its first lines say how."""
+    return os.path.join(os.path.dirname(__file__), "include")

@@ -8,14 +8,15 @@ import numpy as np
 
 from libc.string cimport memset
 from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, NAN, nextafter, nextafterf
+from libc.math cimport INFINITY
 cimport numpy as cnp
 
+from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
 from .kernels.plan cimport cut_channels, fold_views
-from .kernels.table cimport (ARRAYS, BACKWARD, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, HARD_SWISH, INT8, INT16, MAX_AXES,
-                             MOMENTS, OF_DY, OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Vector, View)
+from .kernels.table cimport (ARRAYS, BACKWARD, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, INT8, INT16, MAX_AXES, MOMENTS, OF_DY,
+                             OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Vector, View)
 from .memory cimport new_like
-from .native cimport execute, worth_threads
+from .native cimport any_negative, conclude_empty, execute, set_activation, worth_threads
 from .threads cimport limit
 
 from .statistics import BatchStats
@@ -84,7 +85,8 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
     cdef int budget
     cdef bint done
     if cnp.PyArray_SIZE(x) == 0:
-        return conclude_empty(job, cnp.PyArray_DIM(x, axis))
+        conclude_empty(job, cnp.PyArray_DIM(x, axis))
+        return 0
     job.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
     if not prepare(job, axis, x, dy, y) or not alike(residual, x) or not alike(residual_grad, y):
         place_arrays(job, &places, axis, x, dy, residual, y, residual_grad)
@@ -107,26 +109,6 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
 cdef inline int bytes_of(cnp.ndarray a) noexcept:
     """Of an element."""
     return 0 if a is None else <int>cnp.PyArray_ITEMSIZE(a)
-
-
-cdef int conclude_empty(Job* job, Py_ssize_t channels) noexcept:
-    """Of no values, the statistics are NaN and the sums 0."""
-    if job.reduction == MOMENTS:
-        fill(&job.mean, channels, NAN)
-        fill(&job.var, channels, NAN)
-    elif job.reduction == GRADIENTS:
-        fill(&job.weight_grad, channels, 0)
-        fill(&job.bias_grad, channels, 0)
-    return 0
-
-
-cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept:
-    cdef Py_ssize_t c
-    for c in range(channels):
-        if vector.dtype == FLOAT32:
-            (<float*>vector.data)[c * vector.stride] = <float>value
-        else:
-            (<double*>vector.data)[c * vector.stride] = value
 
 
 cdef bint prepare(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) noexcept:

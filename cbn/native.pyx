@@ -1,10 +1,13 @@
-"""What runs a job, and needs no Python for it: threads, plan, working memory, kernels."""
+"""What a call needs no Python for: completing a job and running it, with threads, plan, working memory and kernels."""
 
+from libc.float cimport DBL_MAX
+from libc.math cimport INFINITY, NAN, nextafter, nextafterf
 from libc.stdlib cimport free, malloc
 
 from . cimport dispatch
+from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
 from .kernels.plan cimport coefficient_stride, share_work
-from .kernels.table cimport ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, Job
+from .kernels.table cimport ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector
 from .threads cimport Loan, begin, borrow, give_back, worth_team
 
 
@@ -48,3 +51,60 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     give_back(&loan)
     free(memory)
     return memory != NULL
+
+
+cdef void conclude_empty(Job* job, Py_ssize_t channels) noexcept nogil:
+    """Of no values, the statistics are NaN and the sums 0."""
+    if job.reduction == MOMENTS:
+        fill(&job.mean, channels, NAN)
+        fill(&job.var, channels, NAN)
+    elif job.reduction == GRADIENTS:
+        fill(&job.weight_grad, channels, 0)
+        fill(&job.bias_grad, channels, 0)
+
+
+cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(channels):
+        if vector.dtype == FLOAT32:
+            (<float*>vector.data)[c * vector.stride] = <float>value
+        else:
+            (<double*>vector.data)[c * vector.stride] = value
+
+
+cdef bint any_negative(const Vector* vector, Py_ssize_t channels) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef bint found = False
+    if vector.dtype == FLOAT32:
+        for c in range(channels):
+            found |= (<const float*>vector.data)[c * vector.stride] < 0
+    else:
+        for c in range(channels):
+            found |= (<const double*>vector.data)[c * vector.stride] < 0
+    return found
+
+
+cdef bint set_activation(Job* job, int activation, double alpha, double beta, bint backward) noexcept nogil:
+    """Let an activation follow, on elements of job.dtype; False where there is none of this kind and these numbers."""
+    job.low = job.high = NAN
+    if activation == CBN_NONE:
+        return True
+    job.fusion = HARD_SWISH if activation == CBN_HARD_SWISH else PIECEWISE
+    if activation == CBN_RELU:
+        job.low = 0
+    elif activation == CBN_RELU6:
+        job.low, job.high = 0, 6
+    elif activation == CBN_CLIP:
+        job.low, job.high = alpha, beta
+        if backward:                # the gradient passes at either end, as PyTorch's clamp has it
+            job.low = nextafterf(alpha, -INFINITY) if job.dtype == FLOAT32 else nextafter(alpha, -INFINITY)
+            job.high = nextafterf(beta, INFINITY) if job.dtype == FLOAT32 else nextafter(beta, INFINITY)
+        return alpha <= beta
+    elif activation == CBN_LEAKY_RELU:
+        job.low = 0
+        job.leaky = True
+        job.slope = alpha
+        return -DBL_MAX <= alpha <= DBL_MAX
+    else:
+        return activation == CBN_HARD_SWISH
+    return True

@@ -7,6 +7,7 @@ ctypedef struct Loan:
     double serial_seconds   # to be set by the caller: about what the work would have taken one thread
 
 cdef int limit() except -1
+cdef int allowed(int n) noexcept nogil
 cdef bint worth_team(double work) noexcept nogil
 cdef void borrow(Loan* loan, double work, int budget) noexcept nogil
 cdef void begin(Loan* loan) noexcept nogil

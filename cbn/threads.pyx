@@ -12,7 +12,7 @@ from .cgroup import cpu_quota
 
 cdef extern from "parallel.h":
     int omp_get_max_threads() nogil
-    int openmp_version()
+    int openmp_version() nogil
     int forked_without_threads
     double patience
     double serial_until
@@ -57,8 +57,14 @@ def _checked(n):
 
 cdef int limit() except -1:
     cdef object local = get_value(_context_limit)
-    cdef int n = _limit if local is None else local
+    return allowed(0 if local is None else local)
+
+
+cdef int allowed(int n) noexcept nogil:
+    """The most threads of a call that asks for n or, with n = 0, for the process's own limit: what `num_threads` says takes Python to know."""
     cdef int openmp = omp_get_max_threads()
+    if n == 0:
+        n = _limit
     if openmp_version() == 0 or forked_without_threads:
         return 1
     # A lower limit set since import (threadpoolctl, omp_set_num_threads) is respected; a higher one is no request.
