@@ -150,10 +150,11 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     networks = [*workloads.NETWORKS, "all"]
-    add("--network", type=several(str, networks), metavar="NAME,...", help=f"of {', '.join(networks)}; by default resnet50 and images; with --quick, all")
+    help_networks = f"of {', '.join(networks)}; by default resnet50, and images for normalize_images; with --quick, all"
+    add("--network", type=several(str, networks), metavar="NAME,...", help=help_networks)
     add("--batch", type=several(int), metavar="N,...", help="batch sizes; by default each network's own")
-    operations = [*workloads.EVERY_OP, "fused"]
-    add("--ops", type=several(str, operations), metavar="OP,...", help=f"of {', '.join(operations)}; by default the first three, with --quick more")
+    ops = [*workloads.EVERY_OP, "fused"]
+    add("--ops", type=several(str, ops), metavar="OP,...", help=f"of {', '.join(ops)}; by default the first three, with --quick more")
     add("--layouts", type=several(str, workloads.LAYOUTS), default=workloads.LAYOUTS, metavar="LAYOUT,...", help="where the channels are")
     add("--threads", type=several(int), metavar="N,...", help="by default 1 and the number of cores; with --quick the latter")
     add("--contenders", type=several(str, CONTENDERS), default=CONTENDERS, metavar="NAME,...", help="besides cbn")

@@ -165,7 +165,8 @@ def plot(result, file):
     threads = max(r.cell.threads for r in results)
     output = "given" if any(r.cell.output == "given" for r in results) else "allocated"
     results = [r for r in results if r.cell.threads == threads and r.cell.output == output]
-    ops, layouts = ([v for v in values if any(getattr(r.cell, a) == v for r in results)] for values, a in ((EVERY_OP, "op"), (LAYOUTS, "layout")))
+    of_any = lambda values, a: [v for v in values if any(getattr(r.cell, a) == v for r in results)]
+    ops, layouts = of_any(EVERY_OP, "op"), of_any(LAYOUTS, "layout")
     figure, axes = pyplot.subplots(
         len(ops), len(layouts), figsize=(6 * len(layouts), 0.6 + 3.6 * len(ops)), squeeze=False, layout="constrained"
     )

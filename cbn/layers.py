@@ -69,10 +69,7 @@ class BatchNorm:
     affine : whether there are a weight (ones at first) and, unless bias=False, a bias (zeros).
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
-    frozen : what stays as it is however the network around the layer is trained, `.train()` included (fine-tuning, small batches):
-        "statistics": the running statistics, which normalize as in eval mode; weight and bias are trained (PyTorch: `bn.eval()`);
-        "all": weight and bias, too: `backward` gives dx alone (FrozenBatchNorm2d; Keras: `trainable = False`). Without an activation it needs
-        no input, so none is kept alive, and `out` may be x.
+    frozen : None, "statistics" or "all": what stays as it is in a network that trains, in either mode: see `freeze`.
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish": what follows, in the same pass over memory.
     dtype : of weight, bias and the running statistics, float32 or float64.
     on_nonfinite : what a batch does whose mean or variance of some channel is NaN or infinite, while training:
@@ -120,8 +117,8 @@ class BatchNorm:
         self.residual_grad = None
         self._may_be_untrained = self.track_running_stats
         self.frozen = self._checked_frozen(frozen)
-        # Of the last call: x and the residual (or weak references, in eval mode), the statistics, or None for the running ones, and whether there
-        # are gradients of weight and bias.
+        # Of the last call: x and the residual (in eval mode, weak references to them), the statistics, or None for the running ones, and whether
+        # there are gradients of weight and bias.
         self._forward = None
 
     def __call__(self, x, *, residual=None, out=None):
@@ -204,8 +201,9 @@ class BatchNorm:
 
     def _warn_if_untrained(self):
         if self.num_batches_tracked == 0 and not self.running_mean.any() and (self.running_var == 1).all():
+            state = "in eval mode" if self.frozen is None else "frozen"
             warnings.warn(
-                f"{type(self).__name__} {'in eval mode' if self.frozen is None else 'frozen'} uses running statistics that were never updated (mean 0, variance 1), so it does not "
+                f"{type(self).__name__} {state} uses running statistics that were never updated (mean 0, variance 1), so it does not "
                 "normalize: run batches in training mode first, or load trained statistics",
                 stacklevel=3,
             )
@@ -215,8 +213,8 @@ class BatchNorm:
 
         dy : array of the shape and dtype of that input, which must not have been changed since (and, after a call in eval mode, still exist).
         out : array to write, may be dy itself; None: a new array.
-        Sets weight_grad and bias_grad, shape (C,), of the parameters that there are (None after a call with frozen="all"), and residual_grad, of
-        x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
+        Sets weight_grad and bias_grad, shape (C,), of the parameters that there are (None after a call with frozen="all"), and residual_grad,
+        of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
         kept_x, kept_residual, stats, affine = self._forward or (None, None, None, None)
         x, residual = _held(kept_x), _held(kept_residual)
@@ -235,11 +233,17 @@ class BatchNorm:
         if value is not None and (not isinstance(value, str) or value not in ("statistics", "all")):
             raise ValueError(f'frozen: expected None, "statistics" or "all", got {value!r}')
         if value is not None and self.running_mean is None:
-            raise ValueError(f"frozen: expected None where there are no running statistics to freeze [track_running_stats=False], got {value!r}")
+            raise ValueError(f"frozen: expected None where there are no running statistics [track_running_stats=False], got {value!r}")
         return value
 
     def freeze(self, affine=True):
-        """Keep the running statistics, and with affine=True weight and bias, as they are, until unfreeze(): see `frozen`; returns the layer."""
+        """Keep the running statistics as they are, and normalize by them in either mode, until unfreeze(); returns the layer.
+
+        affine : whether weight and bias are fixed, too, and `backward` gives the gradient of the input alone (FrozenBatchNorm2d; Keras'
+            `trainable = False`). Without an activation it then needs no input: none is kept alive, and `out` may be x. affine=False is
+            PyTorch's `bn.eval()`, but not undone by train().
+        `backward` goes by what was frozen at the call. Raises ValueError where there are no running statistics.
+        """
         self.frozen = self._checked_frozen("all" if affine else "statistics")
         return self
 

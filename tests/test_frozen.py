@@ -14,7 +14,8 @@ LAYOUTS = [((3, 5, 7), 1), ((2, 64, 9, 9), 1), ((1030, 3), 1), ((9, 7, 100), -1)
 def draw(shape, axis, dtype=np.float32):
     """x, dy, a residual, weight, bias, and a mean and variance."""
     rng = np.random.default_rng(41)
-    return *rng.normal(0.5, 2, (3, *shape)).astype(dtype), *rng.normal(0, 1, (2, shape[axis])), rng.normal(0.5, 1, shape[axis]), rng.uniform(0.5, 2, shape[axis])
+    weight, bias, mean = rng.normal(0.2, 1, (3, shape[axis]))
+    return *rng.normal(0.5, 2, (3, *shape)).astype(dtype), weight, bias, mean, rng.uniform(0.5, 2, shape[axis])
 
 
 def layer_of(shape, axis, weight, bias, mean, var, **options):

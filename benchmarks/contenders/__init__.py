@@ -49,7 +49,8 @@ def elements(cell, seed, into=None):
 
 def relu_input(cell):
     """What the ReLU of the forward call is given."""
-    weight, bias, mean, var = (a.reshape([-1 if i == cell.axis % len(cell.shape) else 1 for i in range(len(cell.shape))]) for a in parameters(cell))
+    channel = [-1 if i == cell.axis % len(cell.shape) else 1 for i in range(len(cell.shape))]
+    weight, bias, mean, var = (a.reshape(channel) for a in parameters(cell))
     v = elements(cell, 0)
     v -= mean
     v *= weight / np.sqrt(var + EPS)

@@ -60,10 +60,14 @@ def prepare_images(cell):
     out = np.zeros(cell.shape, np.float32) if cell.output == "given" else None
     channel = (3, 1, 1) if cell.layout == "first" else (3,)
     scale, shift = (1 / (255 * IMAGE_STD)).reshape(channel), (-IMAGE_MEAN / IMAGE_STD).reshape(channel)
-    seen = images.transpose(0, 3, 1, 2) if cell.layout == "first" else images
+    seen, y = images.transpose(0, 3, 1, 2) if cell.layout == "first" else images, out
+    if cell.layout == "last":  # rows of pixels in one piece, as three numbers at a time are slow
+        width = cell.shape[2]
+        scale, shift, seen = np.tile(scale, width), np.tile(shift, width), images.reshape(-1, width * 3)
+        y = None if out is None else out.reshape(seen.shape)
 
     def call():
-        y = np.multiply(seen, scale, out=out, order="C")
-        return np.add(y, shift, out=y)
+        result = np.multiply(seen, scale, out=y, order="C")
+        return np.add(result, shift, out=result)
 
-    return [call], lambda y: {"y": y}
+    return [call], lambda y: {"y": y.reshape(cell.shape)}
