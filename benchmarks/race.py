@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import report
 import workloads
-from contenders import CONTENDERS
+from contenders import CONTENDERS, contestants
 from tqdm import tqdm
 
 TURN = 0.01  # seconds of calls in a turn
@@ -78,11 +78,17 @@ def differing(sample, reference):
 
 
 def race(cell, workers, rounds):
-    """Seconds per call of each contender in each round, the number of disturbed turns, and reasons why a contender has no time."""
+    """Seconds per call of each contender in each round, the number of disturbed turns, and reasons why a contender has no time.
+
+    None, having said why, where cbn itself cannot: nothing is left to compare with.
+    """
+    workers = [worker for worker in workers if worker.name in contestants(cell.op)]
     cannot, ready, reference = {}, [], None
     for worker in workers:
         status, answer = worker.ask("prepare", cell)
         if status == "cannot":
+            if worker.name == "cbn":
+                return tqdm.write(f"{cell.name}: left out, as cbn {answer}")
             cannot[worker.name] = answer
             continue
         reference = reference or answer  # cbn is the first
@@ -92,8 +98,6 @@ def race(cell, workers, rounds):
             worker.ask("free")
         else:
             ready.append(worker)
-    if "cbn" in cannot:
-        sys.exit(f"cbn cannot do {cell.name}: {cannot['cbn']}")
     seconds = {worker.name: [] for worker in ready}
     disturbed = dict.fromkeys(seconds, 0)
     for number in range(rounds):
@@ -146,9 +150,11 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     networks = [*workloads.NETWORKS, "all"]
-    add("--network", type=several(str, networks), metavar="NAME,...", help=f"of {', '.join(networks)}; by default resnet50; with --quick, all")
+    help_networks = f"of {', '.join(networks)}; by default resnet50, and images for normalize_images; with --quick, all"
+    add("--network", type=several(str, networks), metavar="NAME,...", help=help_networks)
     add("--batch", type=several(int), metavar="N,...", help="batch sizes; by default each network's own")
-    add("--ops", type=several(str, workloads.OPS), default=workloads.OPS, metavar="OP,...")
+    ops = [*workloads.EVERY_OP, "fused"]
+    add("--ops", type=several(str, ops), metavar="OP,...", help=f"of {', '.join(ops)}; by default the first three, with --quick more")
     add("--layouts", type=several(str, workloads.LAYOUTS), default=workloads.LAYOUTS, metavar="LAYOUT,...", help="where the channels are")
     add("--threads", type=several(int), metavar="N,...", help="by default 1 and the number of cores; with --quick the latter")
     add("--contenders", type=several(str, CONTENDERS), default=CONTENDERS, metavar="NAME,...", help="besides cbn")
@@ -166,13 +172,15 @@ def options():
 
 def main():
     chosen = options()
-    networks = chosen.network or (["all"] if chosen.quick else ["resnet50"])
+    networks = chosen.network or (["all"] if chosen.quick else ["resnet50", "images"])
     networks = [*workloads.NETWORKS] if "all" in networks else networks
     outputs = workloads.OUTPUTS if chosen.output == "both" else [chosen.output]
     threads = chosen.threads or sorted({workloads.cores()} | ({1} if not chosen.quick else set()))
     sizes = chosen.min_mb, chosen.max_mb
-    cells = workloads.cells(networks, chosen.batch, chosen.ops, chosen.layouts, threads, outputs, sizes, chosen.quick)
-    names = [name for name in CONTENDERS if name == "cbn" or name in chosen.contenders]
+    ops = chosen.ops and [op for name in chosen.ops for op in (workloads.FUSED if name == "fused" else [name])]
+    cells = workloads.cells(networks, chosen.batch, ops, chosen.layouts, threads, outputs, sizes, chosen.quick)
+    involved = {name for op in {cell.op for cell in cells} for name in contestants(op)}
+    names = [name for name in CONTENDERS if name == "cbn" or name in chosen.contenders and name in involved]
     result = {
         "command": shlex.join(["python", "benchmarks/race.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -198,8 +206,10 @@ def main():
             for cell in queue:
                 progress.set_description(cell.name)
                 spoiled_before = cell in measured
-                measured[cell] = race(cell, workers, rounds)
-                if measured[cell]["disturbed"]["cbn"] > rounds / 2 and not spoiled_before:
+                times = race(cell, workers, rounds)
+                if times:
+                    measured[cell] = times
+                if times and times["disturbed"]["cbn"] > rounds / 2 and not spoiled_before:
                     queue.append(cell)  # once more, when the others may have gone
                 else:
                     progress.update()

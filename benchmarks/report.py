@@ -5,10 +5,10 @@ import json
 from collections import defaultdict
 from statistics import geometric_mean, median
 
-from contenders import CONTENDERS, PEERS
-from workloads import LAYOUTS, NETWORKS, OPS, Cell
+from contenders import CONTENDERS, PEERS, contestants
+from workloads import EVERY_OP, LAYOUTS, NETWORKS, Cell
 
-STYLES = dict(zip(CONTENDERS, ("C3", "C1", "C2", "C0", "C4", "C5", "C6", "C7", "k--"), strict=True))
+STYLES = dict(zip(CONTENDERS, ("C3", "C1", "C2", "C0", "C4", "C5", "C8", "C6", "C7", "k--"), strict=True))
 LOST = 0.95  # best peer / cbn: what is clearly beyond the noise
 
 
@@ -68,8 +68,8 @@ def title(network, op, layout, threads, output):
 
 
 def cell_tables(results, names):
-    others = [name for name in names if name not in ("cbn", "wall")]
     for group, members in grouped(results, "network", "op", "layout", "threads", "output").items():
+        others = [name for name in contestants(members[0].cell.op) if name in names and name not in ("cbn", "wall")]
         rows = []
         for r in members:
             best = "-" if r.best is None else f"{r.best_ratio:.2f} {r.best:<11}"
@@ -87,7 +87,7 @@ def totals(results, names):
     for (network, batch, layout, threads, output), members in grouped(results, "network", "batch", "layout", "threads", "output").items():
         sums = {}
         layers = NETWORKS[network][0]()
-        for op in OPS:
+        for op in EVERY_OP:
             of_op = [r for r in members if r.cell.op == op]
             if {r.cell.layer for r in of_op} == set(layers):
                 able = [name for name in names if all(name in r.seconds for r in of_op)]
@@ -138,9 +138,10 @@ def text(result):
     for name, reason in [(name, reason) for r in results for name, reason in r.cannot.items()] + list(result["missing"].items()):
         if reason not in reasons[name]:
             reasons[name].append(reason)
+    traffic = ", ".join(f"{op} {arrays:g}" for op, arrays in {r.cell.op: r.cell.arrays for r in results}.items()) + " arrays"
     legend = [
         "Columns of contenders: their time / cbn's time, above 1 where cbn is faster. The best peer is the fastest of these:",
-        f"{', '.join(PEERS)}. GB/s: of the least traffic ({' / '.join(OPS)}: 2 / 2 / 3 arrays) in cbn's time.",
+        f"{', '.join(PEERS)}. GB/s: of the least traffic in cbn's time, {traffic}.",
         "wall: a loop that does nothing but this traffic.",
     ]
     parts.append("\n".join(legend + [f"- of {name}: {'; '.join(texts)}" for name, texts in reasons.items()]))
@@ -164,7 +165,8 @@ def plot(result, file):
     threads = max(r.cell.threads for r in results)
     output = "given" if any(r.cell.output == "given" for r in results) else "allocated"
     results = [r for r in results if r.cell.threads == threads and r.cell.output == output]
-    ops, layouts = ([v for v in values if any(getattr(r.cell, a) == v for r in results)] for values, a in ((OPS, "op"), (LAYOUTS, "layout")))
+    of_any = lambda values, a: [v for v in values if any(getattr(r.cell, a) == v for r in results)]
+    ops, layouts = of_any(EVERY_OP, "op"), of_any(LAYOUTS, "layout")
     figure, axes = pyplot.subplots(
         len(ops), len(layouts), figsize=(6 * len(layouts), 0.6 + 3.6 * len(ops)), squeeze=False, layout="constrained"
     )

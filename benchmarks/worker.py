@@ -20,6 +20,7 @@ from itertools import repeat
 
 import numpy as np
 from contenders import Cannot
+from workloads import IMAGES
 
 BATCH = 50e-6  # seconds that are timed at once, so that the clock's resolution and cost don't matter
 SAMPLES = 1000  # values of each result that are compared with cbn's
@@ -81,7 +82,7 @@ class Prepared:
     """A cell made ready: the fastest of the contender's calls, and how many of them are timed at once."""
 
     def __init__(self, contender, cell):
-        calls, self.results = contender.prepare(cell)
+        calls, self.results = (contender.prepare_images if cell.op == IMAGES else contender.prepare)(cell)
         trials = []
         for call in calls:
             call()

@@ -1,4 +1,4 @@
-"""What is measured: the batch normalization layers of five networks, as cells of one call each."""
+"""What is measured: the batch normalization layers of five networks, and images on their way into one, as cells of one call each."""
 
 import os
 from collections import Counter
@@ -7,6 +7,9 @@ from itertools import product
 from math import prod
 
 OPS = ("inference", "training", "backward")
+FUSED = tuple(f"{op}+{after}" for after in ("relu", "add+relu") for op in OPS)  # with the residual's addition and the ReLU that follow
+IMAGES = "normalize_images"
+EVERY_OP = (*OPS, *FUSED, IMAGES)
 LAYOUTS = ("first", "last")
 OUTPUTS = ("given", "allocated")
 EPS = 1e-5
@@ -14,7 +17,10 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class Cell:
-    """One call: an operation on the float32 array of one layer, with a number of threads, into a given output or a new one."""
+    """One call: an operation on the float32 array of one layer, with a number of threads, into a given output or a new one.
+
+    For normalize_images, layer and layout are the output's; its input are uint8 images (N, H, W, C).
+    """
 
     network: str
     layer: tuple  # (C, *spatial)
@@ -24,6 +30,20 @@ class Cell:
     layout: str
     threads: int
     output: str
+
+    @property
+    def kind(self):
+        """The operation without what follows it."""
+        return self.op.partition("+")[0]
+
+    @property
+    def add(self):
+        """Whether a residual is added, of which backward has the gradient, too."""
+        return "+add" in self.op
+
+    @property
+    def relu(self):
+        return "+relu" in self.op
 
     @property
     def channels(self):
@@ -50,8 +70,10 @@ class Cell:
 
     @property
     def arrays(self):
-        """The least number of arrays of x's size that must cross the memory bus."""
-        return 3 if self.op == "backward" else 2
+        """The least number of float32 arrays of the cell's shape that must cross the memory bus."""
+        if self.op == IMAGES:
+            return 1.25
+        return (3 + 2 * self.add) if self.kind == "backward" else 2 + self.add
 
     @property
     def array_bytes(self):
@@ -113,6 +135,11 @@ def conv3d():
     return Counter({(64, 16, 56, 56): 5, (128, 8, 28, 28): 5, (256, 4, 14, 14): 5, (512, 2, 7, 7): 5})
 
 
+def images():
+    """What most classifiers of images are given."""
+    return Counter({(3, 224, 224): 1})
+
+
 # The layers of each network, and the batch sizes measured unless others are asked for.
 NETWORKS = {
     "resnet50": (resnet50, (1, 8, 32)),
@@ -120,11 +147,13 @@ NETWORKS = {
     "mlp": (mlp, (32, 256, 1024)),
     "conv1d": (conv1d, (1, 8, 32)),
     "conv3d": (conv3d, (1, 8)),
+    "images": (images, (1, 32)),
 }
 
-# One of early, wide images, one of the middle, one of late, tiny images, and one of rows.
-QUICK = {("resnet50", (64, 56, 56)), ("resnet50", (256, 14, 14)), ("resnet50", (2048, 7, 7)), ("mlp", (1024,))}
-QUICK_BATCHES = {"resnet50": (1, 8), "mlp": (256,)}
+# One of early, wide images, one of the middle, one of late, tiny images, one of rows, and images themselves.
+QUICK = {("resnet50", (64, 56, 56)), ("resnet50", (256, 14, 14)), ("resnet50", (2048, 7, 7)), ("mlp", (1024,)), ("images", (3, 224, 224))}
+QUICK_BATCHES = {"resnet50": (1, 8), "mlp": (256,), "images": (1, 32)}
+QUICK_FUSED = (8, (64, 56, 56)), FUSED[3:]
 
 
 def cores():
@@ -133,7 +162,7 @@ def cores():
 
 
 def cells(networks, batches, ops, layouts, threads, outputs, sizes, quick):
-    """The cells asked for; batches is None for each network's own, sizes the least and the largest array in MB."""
+    """The cells asked for; batches is None for each network's own, ops for the usual ones, sizes the least and the largest array in MB."""
     chosen = []
     for network in networks:
         layers, own_batches = NETWORKS[network]
@@ -142,13 +171,16 @@ def cells(networks, batches, ops, layouts, threads, outputs, sizes, quick):
         for batch, (layer, count) in product(batches or own_batches, layers().items()):
             if quick and (network, layer) not in QUICK:
                 continue
-            for layout, op, number, output in product(layouts, ops, threads, outputs):
+            usual = (*OPS, *(QUICK_FUSED[1] if (batch, layer) == QUICK_FUSED[0] else ()), IMAGES) if quick else OPS
+            for layout, op, number, output in product(layouts, ops or usual, threads, outputs):
+                if (op == IMAGES) != (network == "images"):
+                    continue
                 cell = Cell(network, layer, count, batch, op, layout, number, output)
                 if not sizes[0] <= cell.array_bytes / 1e6 <= sizes[1]:
                     continue
                 if len(layer) == 1 and layout == "last":
                     continue  # (N, C) is the same array in both layouts
-                if batch * cell.spatial == 1 and op != "inference":
+                if batch * cell.spatial == 1 and cell.kind in ("training", "backward"):
                     continue  # one value a channel has no variance
                 chosen.append(cell)
     return chosen

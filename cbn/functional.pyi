@@ -7,8 +7,8 @@ from .statistics import BatchStats
 
 class _Gradients(NamedTuple):
     x: NDArray[Any]
-    weight: NDArray[Any]
-    bias: NDArray[Any]
+    weight: NDArray[Any] | None
+    bias: NDArray[Any] | None
 
 class Gradients(_Gradients):
     residual: NDArray[Any] | None
@@ -51,6 +51,7 @@ def batch_norm_backward(
     *,
     axis: int = 1,
     training: bool = True,
+    affine_grad: bool = True,
     activation: Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,

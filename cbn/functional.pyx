@@ -276,7 +276,8 @@ def batch_stats(x, *, axis=1):
     return BatchStats(values_per_channel(x_, axis_), mean, var)
 
 
-def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, training=True, activation=None, residual=None, out=None):
+def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, training=True, affine_grad=True, activation=None,
+                        residual=None, out=None):
     """Gradients of a loss with respect to x, weight and bias, from dy, that with respect to y.
 
     With invstd = 1 / sqrt(var + eps), xhat = (x - mean) * invstd and m values a channel:
@@ -289,16 +290,17 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     stats : BatchStats of the forward call, or a pair (mean, var) of arrays of shape (C,).
     weight, bias, eps, axis, activation, residual : as in the forward call. dy is first taken back through the activation, whose input is computed
         anew; at its corners the gradients are PyTorch's.
+    affine_grad : whether weight' and bias' are wanted. If not, with training=False and no activation, of x only shape and dtype matter.
     out : array for x', of x's shape and dtype; may be dy or x itself, otherwise must not overlap an argument. None: a new array.
     Returns Gradients(x, weight, bias): x' of x's dtype; those of weight and bias of shape (C,), in the dtype of `weight` if it is a float array,
-        else x's. Its attribute `residual` is that of the residual, if there is one: a new array, or without an activation dy itself.
+        else x's, or None without affine_grad. Its attribute `residual` is that of the residual, if there is one: a new array, or without an activation dy itself.
     Raises ValueError or TypeError, having written nothing.
 
     Ioffe & Szegedy 2015, section 3.
     """
     cdef cnp.ndarray x_ = as_elements(x, "x"), dy_ = as_elements(dy, "dy"), dx, weight_grad, bias_grad, new_grad = None
     cdef int axis_ = channel_axis(x_, axis)
-    cdef bint train = training
+    cdef bint train = training, affine = affine_grad, scaled
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
     memset(&job, 0, sizeof(job))
@@ -317,7 +319,8 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
     residual_ = addend(residual, x_)
     set_fusion(&job, activation, residual_, x_, True)
-    dx = output(out, x_)
+    scaled = not (train or affine or job.fusion)
+    dx = output(out, dy_ if scaled else x_)
     if out is not None:
         check_outputs(dx, x_, dy_, residual_, weight, bias, mean, var, "stats.")
     if residual_ is None:
@@ -327,6 +330,13 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     else:
         residual_grad = dy_.copy() if bounds_overlap(dx, dy_) else dy_
         residual_ = None                # without an activation, nothing depends on it
+    if scaled:                          # what inference makes of dy, with a mean and bias of 0
+        job.mean.data = job.bias.data = NULL
+        job.apply = FORWARD
+        run(&job, axis_, dy_, None, None, dx, None)
+        gradients = Gradients(dx, None, None)
+        gradients.residual = residual_grad
+        return gradients
     # float32 and float64 are written by the kernels, anything else is converted afterwards.
     kernel_type, grad_dtype = cnp.NPY_FLOAT64 if dtype_of(x_) == FLOAT64 else cnp.NPY_FLOAT32, None
     if isinstance(weight, cnp.ndarray) and (weight.dtype.kind == "f" or is_bfloat16(weight)):
@@ -340,7 +350,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     run(&job, axis_, x_, dy_, residual_, dx, new_grad)
     if grad_dtype is not None:
         weight_grad, bias_grad = weight_grad.astype(grad_dtype), bias_grad.astype(grad_dtype)
-    gradients = Gradients(dx, weight_grad, bias_grad)
+    gradients = Gradients(dx, weight_grad, bias_grad) if affine else Gradients(dx, None, None)
     if residual_grad is not None:
         gradients.residual = residual_grad
     return gradients

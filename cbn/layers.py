@@ -43,6 +43,16 @@ def _weak(a):
         return lambda: None
 
 
+def _held(a):
+    """What was kept of a call: an array itself, or what is left behind a weak reference."""
+    return a() if callable(a) else a
+
+
+def _outline(a):
+    """An array of a's shape and dtype in next to no memory, where a gradient needs no more than those."""
+    return np.ndarray(a.shape, a.dtype, np.zeros(1, a.dtype), strides=(0,) * a.ndim)
+
+
 def overwritten(out, *arrays):
     """Whether writing `out` changes one of the arrays."""
     return out is not None and any(a is not None and np.may_share_memory(a, out) for a in arrays)
@@ -59,6 +69,7 @@ class BatchNorm:
     affine : whether there are a weight (ones at first) and, unless bias=False, a bias (zeros).
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
+    frozen : None, "statistics" or "all": what stays as it is in a network that trains, in either mode: see `freeze`.
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish": what follows, in the same pass over memory.
     dtype : of weight, bias and the running statistics, float32 or float64.
     on_nonfinite : what a batch does whose mean or variance of some channel is NaN or infinite, while training:
@@ -71,14 +82,14 @@ class BatchNorm:
     weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change
     none of them.
 
-    Layers may be called from many threads at once in eval mode. Ioffe & Szegedy 2015, algorithms 1 and 2.
+    Layers may be called from many threads at once in eval mode, or frozen. Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
 
     _ranks = None   # the ranks of input that are accepted, and how an error calls them
     _expected = ""
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 activation=None, dtype=np.float32, on_nonfinite="propagate"):
+                 activation=None, dtype=np.float32, on_nonfinite="propagate", frozen=None):
         if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
             raise TypeError(f"num_features: expected an integer, got {num_features!r}")
         if num_features < 0:
@@ -105,7 +116,9 @@ class BatchNorm:
         self.bias_grad = None
         self.residual_grad = None
         self._may_be_untrained = self.track_running_stats
-        # Of the last call: x and the residual (weak references to them in eval mode), and the statistics, or None for the running ones.
+        self.frozen = self._checked_frozen(frozen)
+        # Of the last call: x and the residual (in eval mode, weak references to them), the statistics, or None for the running ones, and whether
+        # there are gradients of weight and bias.
         self._forward = None
 
     def __call__(self, x, *, residual=None, out=None):
@@ -122,15 +135,24 @@ class BatchNorm:
             residual = array_of(residual, "residual")
         if self._ranks is not None and x.ndim not in self._ranks:
             raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
-        if self.training or self.running_mean is None:
+        frozen = self.frozen if self.frozen is None else self._checked_frozen(self.frozen)
+        if self.running_mean is None or self.training and frozen is None:
             return self._call_training(x, residual, out)
         if self._may_be_untrained:
             self._warn_if_untrained()
         y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis,
                        activation=self.activation, residual=residual, out=out)
         self._may_be_untrained = False      # only now: the warning of a call that fails is not the last one
-        # Weak, so that a network at inference doesn't keep its layers' inputs alive.
-        self._forward = None if overwritten(out, x, residual) else (*(None if a is None else _weak(a) for a in given), None)
+        affine = frozen != "all" and (self.weight is not None or self.bias is not None)
+        if not affine and self.activation is None:
+            x = _outline(x)
+            self._forward = x, None if residual is None else x, None, affine
+        elif overwritten(out, x, residual):
+            self._forward = None
+        elif self.training:
+            self._forward = x, residual, None, affine
+        else:   # weak, so that a network at inference doesn't keep its layers' inputs alive
+            self._forward = *(None if a is None else _weak(a) for a in given), None, affine
         return y
 
     def _call_training(self, x, residual, out):
@@ -149,7 +171,7 @@ class BatchNorm:
         if tracked:
             self.num_batches_tracked += counts
             self._may_be_untrained = False
-        self._forward = None if overwritten(out, x, residual) else (x, residual, stats)
+        self._forward = None if overwritten(out, x, residual) else (x, residual, stats, True)
         return y
 
     def _call_guarded(self, x, running, momentum, residual, out):
@@ -179,8 +201,9 @@ class BatchNorm:
 
     def _warn_if_untrained(self):
         if self.num_batches_tracked == 0 and not self.running_mean.any() and (self.running_var == 1).all():
+            state = "in eval mode" if self.frozen is None else "frozen"
             warnings.warn(
-                f"{type(self).__name__} in eval mode uses running statistics that were never updated (mean 0, variance 1), so it does not "
+                f"{type(self).__name__} {state} uses running statistics that were never updated (mean 0, variance 1), so it does not "
                 "normalize: run batches in training mode first, or load trained statistics",
                 stacklevel=3,
             )
@@ -190,26 +213,47 @@ class BatchNorm:
 
         dy : array of the shape and dtype of that input, which must not have been changed since (and, after a call in eval mode, still exist).
         out : array to write, may be dy itself; None: a new array.
-        Sets weight_grad and bias_grad, shape (C,), of the parameters that there are, and residual_grad, of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
+        Sets weight_grad and bias_grad, shape (C,), of the parameters that there are (None after a call with frozen="all"), and residual_grad,
+        of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
-        x, residual, stats = self._forward or (None, None, None)
-        lost = x is None
-        if not lost and stats is None:
-            x, residual, needed = x(), residual and residual(), residual
-            lost = x is None or needed is not None and residual is None
-        if lost:
+        kept_x, kept_residual, stats, affine = self._forward or (None, None, None, None)
+        x, residual = _held(kept_x), _held(kept_residual)
+        if x is None or residual is None and kept_residual is not None:
             raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x); "
                                "in eval mode a layer keeps no reference to its input, so keep one yourself")
         gradients = batch_norm_backward(dy, x, (self.running_mean, self.running_var) if stats is None else stats, self.weight, self.bias,
-                                        self.eps, axis=self.axis, training=stats is not None, activation=self.activation, residual=residual,
-                                        out=out)
+                                        self.eps, axis=self.axis, training=stats is not None, affine_grad=affine, activation=self.activation,
+                                        residual=residual, out=out)
         self.weight_grad = gradients.weight if self.weight is not None else None
         self.bias_grad = gradients.bias if self.bias is not None else None
         self.residual_grad = gradients.residual
         return gradients.x
 
+    def _checked_frozen(self, value):
+        if value is not None and (not isinstance(value, str) or value not in ("statistics", "all")):
+            raise ValueError(f'frozen: expected None, "statistics" or "all", got {value!r}')
+        if value is not None and self.running_mean is None:
+            raise ValueError(f"frozen: expected None where there are no running statistics [track_running_stats=False], got {value!r}")
+        return value
+
+    def freeze(self, affine=True):
+        """Keep the running statistics as they are, and normalize by them in either mode, until unfreeze(); returns the layer.
+
+        affine : whether weight and bias are fixed, too, and `backward` gives the gradient of the input alone (FrozenBatchNorm2d; Keras'
+            `trainable = False`). Without an activation it then needs no input: none is kept alive, and `out` may be x. affine=False is
+            PyTorch's `bn.eval()`, but not undone by train().
+        `backward` goes by what was frozen at the call. Raises ValueError where there are no running statistics.
+        """
+        self.frozen = self._checked_frozen("all" if affine else "statistics")
+        return self
+
+    def unfreeze(self):
+        """Let the mode decide again; returns the layer."""
+        self.frozen = None
+        return self
+
     def train(self, mode=True):
-        """Set the training mode (mode=False: eval mode); returns the layer."""
+        """Set the training mode (mode=False: eval mode), which is without effect on the results of a frozen layer; returns the layer."""
         self.training = bool(mode)
         return self
 
@@ -283,10 +327,11 @@ class BatchNorm:
         axis = "" if self.axis == 1 else f", axis={self.axis}"
         dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype.name!r}"
         policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
+        frozen = "" if self.frozen is None else f", frozen={self.frozen!r}"
         bias = ", bias=False" if self.affine and self.bias is None else ""
         activation = "" if self.activation is None else f", activation={self.activation!r}"
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy}{frozen})")
 
 
 class BatchNorm1d(BatchNorm):

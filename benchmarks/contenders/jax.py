@@ -18,25 +18,34 @@ def normalize(x, mean, var, weight, bias):
     return x * scale + (bias - mean * scale)
 
 
-def inference(axes, channel, x, weight, bias, mean, var):
+def followed(v, residual, relu):
+    """v, and what follows the normalization."""
+    v = v if residual is None else v + residual
+    return jnp.maximum(v, 0) if relu else v
+
+
+def inference(axes, channel, relu, x, weight, bias, mean, var, residual=None):
     weight, bias, mean, var = (a.reshape(channel) for a in (weight, bias, mean, var))
-    return (normalize(x, mean, var, weight, bias),)
+    return (followed(normalize(x, mean, var, weight, bias), residual, relu),)
 
 
-def training(axes, channel, x, weight, bias):
+def training(axes, channel, relu, x, weight, bias, residual=None):
     mean = x.mean(axes)
     var = jnp.square(x - mean.reshape(channel)).mean(axes)
-    return normalize(x, mean.reshape(channel), var.reshape(channel), weight.reshape(channel), bias.reshape(channel)), mean, var
+    y = normalize(x, mean.reshape(channel), var.reshape(channel), weight.reshape(channel), bias.reshape(channel))
+    return followed(y, residual, relu), mean, var
 
 
-def backward(axes, channel, dy, x, weight, mean, var):
+def backward(axes, channel, relu, dy, x, weight, bias, mean, var, residual=None):
     count = x.size // weight.size
+    if relu:
+        dy = jnp.where(inference(axes, channel, relu, x, weight, bias, mean, var, residual)[0] > 0, dy, 0)
     invstd = (1 / jnp.sqrt(var + EPS)).reshape(channel)
     xhat = (x - mean.reshape(channel)) * invstd
     dweight = (dy * xhat).sum(axes)
     dbias = dy.sum(axes)
     dx = weight.reshape(channel) * invstd * (dy - dbias.reshape(channel) / count - xhat * dweight.reshape(channel) / count)
-    return dx, dweight, dbias
+    return (dx, dweight, dbias) if residual is None else (dx, dweight, dbias, dy)
 
 
 def prepare(cell):
@@ -49,9 +58,11 @@ def prepare(cell):
     function, arguments = {
         "inference": (inference, (x, weight, bias, mean, var)),
         "training": (training, (x, weight, bias)),
-        "backward": (backward, (cell.op == "backward" and array(aligned_elements(cell, 1)), x, weight, mean, var)),
-    }[cell.op]
-    formula = partial(function, axes, channel)
+        "backward": (backward, (cell.kind == "backward" and array(aligned_elements(cell, 1)), x, weight, bias, mean, var)),
+    }[cell.kind]
+    if cell.add:
+        arguments += (array(aligned_elements(cell, 3)),)
+    formula = partial(function, axes, channel, cell.relu)
     compiled = jax.jit(formula)
     calls = [lambda: jax.block_until_ready(compiled(*arguments))]
     if cell.output == "given":
@@ -64,5 +75,6 @@ def prepare(cell):
             return returned
 
         calls.append(into_last)
-    names = {"inference": ("y",), "training": ("y", "mean", "var"), "backward": ("dx", "dweight", "dbias")}[cell.op]
-    return calls, lambda arrays: {n: a.reshape(cell.shape) if n in ("y", "dx") else a for n, a in zip(names, arrays, strict=True)}
+    names = {"inference": ("y",), "training": ("y", "mean", "var"), "backward": ("dx", "dweight", "dbias", "dresidual")[: 3 + cell.add]}
+    named = lambda arrays: zip(names[cell.kind], arrays, strict=True)
+    return calls, lambda arrays: {n: a.reshape(cell.shape) if n in ("y", "dx", "dresidual") else a for n, a in named(arrays)}

@@ -18,18 +18,38 @@ def versions():
     return f"{numba.__version__}"
 
 
+@njit(fastmath=True)
+def followed(v, add, at, low):
+    """v, and what follows the normalization: `add` is the residual, `low` the ReLU's 0; of either that is None, nothing is compiled."""
+    if add is not None:
+        v += add[at]
+    if low is not None:
+        v = max(v, low)
+    return v
+
+
+@njit(fastmath=True)
+def gated(dy, v, add, at, low):
+    """dy taken back through what follows v."""
+    if low is None:
+        return dy
+    if add is not None:
+        v += add[at]
+    return dy if v > low else low
+
+
 @loops
-def inference_first(x, mean, var, weight, bias, eps, y):
+def inference_first(x, mean, var, weight, bias, eps, add, low, y):
     n, c, s = x.shape
     for i in prange(n * c):
         scale = weight[i % c] / np.sqrt(var[i % c] + eps)
         shift = bias[i % c] - mean[i % c] * scale
         for j in range(s):
-            y[i // c, i % c, j] = x[i // c, i % c, j] * scale + shift
+            y[i // c, i % c, j] = followed(x[i // c, i % c, j] * scale + shift, add, (i // c, i % c, j), low)
 
 
 @loops
-def training_first(x, weight, bias, eps, mean, var, y):
+def training_first(x, weight, bias, eps, add, low, mean, var, y):
     n, c, s = x.shape
     for k in prange(c):
         total = 0.0
@@ -50,32 +70,37 @@ def training_first(x, weight, bias, eps, mean, var, y):
         shift = np.float32(bias[k] - m * scale)
         for i in range(n):
             for j in range(s):
-                y[i, k, j] = x[i, k, j] * scale + shift
+                y[i, k, j] = followed(x[i, k, j] * scale + shift, add, (i, k, j), low)
 
 
 @loops
-def backward_first(dy, x, mean, var, weight, eps, dweight, dbias, dx):
+def backward_first(dy, x, mean, var, weight, bias, eps, add, low, dweight, dbias, dx, dadd):
     n, c, s = x.shape
     for k in prange(c):
         invstd = np.float32(1 / np.sqrt(var[k] + eps))
+        p = weight[k] * invstd
+        shift = bias[k] - mean[k] * p
         total = 0.0
         products = 0.0
         for i in range(n):
             a = np.float32(0)
             b = np.float32(0)
             for j in range(s):
-                a += dy[i, k, j]
-                b += dy[i, k, j] * (x[i, k, j] - mean[k])
+                g = gated(dy[i, k, j], x[i, k, j] * p + shift, add, (i, k, j), low)
+                a += g
+                b += g * (x[i, k, j] - mean[k])
             total += a
             products += b
         dbias[k] = total
         dweight[k] = products * invstd
-        p = weight[k] * invstd
         q = -p * invstd * np.float32(dweight[k] / (n * s))
         r = -p * np.float32(total / (n * s)) - q * mean[k]
         for i in range(n):
             for j in range(s):
-                dx[i, k, j] = p * dy[i, k, j] + q * x[i, k, j] + r
+                g = gated(dy[i, k, j], x[i, k, j] * p + shift, add, (i, k, j), low)
+                dx[i, k, j] = p * g + q * x[i, k, j] + r
+                if dadd is not None:
+                    dadd[i, k, j] = g
 
 
 @njit
@@ -97,7 +122,7 @@ def merged(sums):
 
 
 @loops
-def inference_last(x, mean, var, weight, bias, eps, y):
+def inference_last(x, mean, var, weight, bias, eps, add, low, y):
     m, c = x.shape
     scale = np.empty(c, np.float32)
     shift = np.empty(c, np.float32)
@@ -106,11 +131,11 @@ def inference_last(x, mean, var, weight, bias, eps, y):
         shift[k] = bias[k] - mean[k] * scale[k]
     for i in prange(m):
         for k in range(c):
-            y[i, k] = x[i, k] * scale[k] + shift[k]
+            y[i, k] = followed(x[i, k] * scale[k] + shift[k], add, (i, k), low)
 
 
 @loops
-def training_last(x, weight, bias, eps, mean, var, y):
+def training_last(x, weight, bias, eps, add, low, mean, var, y):
     m, c = x.shape
     chunks = chunks_of(m)
     sums = np.empty((chunks, 2, c), np.float32)
@@ -132,12 +157,19 @@ def training_last(x, weight, bias, eps, mean, var, y):
         shift[k] = bias[k] - mean[k] * scale[k]
     for i in prange(m):
         for k in range(c):
-            y[i, k] = x[i, k] * scale[k] + shift[k]
+            y[i, k] = followed(x[i, k] * scale[k] + shift[k], add, (i, k), low)
 
 
 @loops
-def backward_last(dy, x, mean, var, weight, eps, dweight, dbias, dx):
+def backward_last(dy, x, mean, var, weight, bias, eps, add, low, dweight, dbias, dx, dadd):
     m, c = x.shape
+    p = np.empty(c, np.float32)
+    q = np.empty(c, np.float32)
+    r = np.empty(c, np.float32)
+    shift = np.empty(c, np.float32)
+    for k in range(c):
+        p[k] = weight[k] / np.sqrt(var[k] + eps)
+        shift[k] = bias[k] - mean[k] * p[k]
     chunks = chunks_of(m)
     sums = np.empty((chunks, 2, c), np.float32)
     for t in prange(chunks):
@@ -146,22 +178,22 @@ def backward_last(dy, x, mean, var, weight, eps, dweight, dbias, dx):
             sums[t, 1, k] = 0
         for i in range(t * m // chunks, (t + 1) * m // chunks):
             for k in range(c):
-                sums[t, 0, k] += dy[i, k]
-                sums[t, 1, k] += dy[i, k] * (x[i, k] - mean[k])
+                g = gated(dy[i, k], x[i, k] * p[k] + shift[k], add, (i, k), low)
+                sums[t, 0, k] += g
+                sums[t, 1, k] += g * (x[i, k] - mean[k])
     total = merged(sums)
-    p = np.empty(c, np.float32)
-    q = np.empty(c, np.float32)
-    r = np.empty(c, np.float32)
     for k in range(c):
         invstd = 1 / np.sqrt(var[k] + eps)
         dbias[k] = total[0, k]
         dweight[k] = total[1, k] * invstd
-        p[k] = weight[k] * invstd
         q[k] = -p[k] * invstd * dweight[k] / m
         r[k] = -p[k] * total[0, k] / m - q[k] * mean[k]
     for i in prange(m):
         for k in range(c):
-            dx[i, k] = p[k] * dy[i, k] + q[k] * x[i, k] + r[k]
+            g = gated(dy[i, k], x[i, k] * p[k] + shift[k], add, (i, k), low)
+            dx[i, k] = p[k] * g + q[k] * x[i, k] + r[k]
+            if dadd is not None:
+                dadd[i, k] = g
 
 
 def prepare(cell):
@@ -172,25 +204,29 @@ def prepare(cell):
     given = np.zeros_like(x)
     output = (lambda: given) if cell.output == "given" else (lambda: np.empty(shape, np.float32))
     eps = np.float32(EPS)
-    function = globals()[f"{cell.op}_{'last' if cell.rows else 'first'}"]
+    function = globals()[f"{cell.kind}_{'last' if cell.rows else 'first'}"]
     a, b = np.empty_like(mean), np.empty_like(mean)
-    dy = elements(cell, 1).reshape(shape) if cell.op == "backward" else None
+    dy = elements(cell, 1).reshape(shape) if cell.kind == "backward" else None
+    add, low = elements(cell, 3).reshape(shape) if cell.add else None, np.float32(0) if cell.relu else None
+    given_dadd = np.zeros_like(x) if cell.add and cell.kind == "backward" else None
 
     def inference():
         y = output()
-        function(x, mean, var, weight, bias, eps, y)
-        return y
+        function(x, mean, var, weight, bias, eps, add, low, y)
+        return (y,)
 
     def training():
         y = output()
-        function(x, weight, bias, eps, a, b, y)
-        return y
+        function(x, weight, bias, eps, add, low, a, b, y)
+        return y, a, b
 
     def backward():
         dx = output()
-        function(dy, x, mean, var, weight, eps, a, b, dx)
-        return dx
+        dadd = None if given_dadd is None else given_dadd if cell.output == "given" else np.empty_like(dx)
+        function(dy, x, mean, var, weight, bias, eps, add, low, a, b, dx, dadd)
+        return dx, a, b, dadd
 
-    call = {"inference": inference, "training": training, "backward": backward}[cell.op]
-    names = {"inference": ("y",), "training": ("y", "mean", "var"), "backward": ("dx", "dweight", "dbias")}[cell.op]
-    return [call], lambda y: dict(zip(names, (y.reshape(cell.shape), a, b), strict=False))
+    call = {"inference": inference, "training": training, "backward": backward}[cell.kind]
+    names = {"inference": ("y",), "training": ("y", "mean", "var"), "backward": ("dx", "dweight", "dbias", "dresidual")[: 3 + cell.add]}
+    named = lambda arrays: zip(names[cell.kind], arrays, strict=False)
+    return [call], lambda arrays: {n: array.reshape(cell.shape) if array.size == x.size else array for n, array in named(arrays)}

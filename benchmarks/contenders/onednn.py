@@ -1,4 +1,4 @@
-"""oneDNN, through its C interface: plain arrays, channels first (nchw) or last (nhwc)."""
+"""oneDNN, through its C interface: plain arrays, channels first (nchw) or last (nhwc); a ReLU by the flag that fuses it."""
 
 import ctypes
 import importlib.metadata
@@ -8,13 +8,15 @@ from workloads import EPS
 
 from . import Cannot, aligned, aligned_elements, parameters
 
+Handle = ctypes.c_void_p
+
 # Values of dnnl_types.h (oneDNN 3).
 CPU, F32, DEFAULT_FLAGS = 1, 3, 1
 FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
-USE_GLOBAL_STATS, USE_SCALE_AND_SHIFT = 1, 6
-SRC, DST, MEAN, VARIANCE, SCALE, SHIFT, DIFF_SRC, DIFF_DST, DIFF_SCALE, DIFF_SHIFT = 1, 17, 49, 50, 51, 52, 129, 145, 255, 256
+USE_GLOBAL_STATS, USE_SCALE_AND_SHIFT, FUSE_NORM_RELU, FUSE_NORM_ADD_RELU = 1, 6, 8, 16
+UNIMPLEMENTED, QUERY_WORKSPACE, ALLOCATE = 3, 135, Handle(-1)
+WORKSPACE, SRC, DST, MEAN, VARIANCE, SCALE, SHIFT, DIFF_SRC, DIFF_DST, DIFF_SCALE, DIFF_SHIFT = 64, 1, 17, 49, 50, 51, 52, 129, 145, 255, 256
 Dims = ctypes.c_int64 * 12
-Handle = ctypes.c_void_p
 
 
 class Argument(ctypes.Structure):
@@ -28,6 +30,7 @@ class Version(ctypes.Structure):
 library = next(f.locate().resolve() for f in importlib.metadata.files("onednn-cpu-gomp") if f.name == "libdnnl.so.3")
 dnnl = ctypes.PyDLL(str(library))  # a call that keeps the GIL is cheaper
 dnnl.dnnl_version.restype = ctypes.POINTER(Version)
+dnnl.dnnl_primitive_desc_query_md.restype = Handle
 
 
 def create(function, *arguments):
@@ -35,7 +38,7 @@ def create(function, *arguments):
     handle = Handle()
     status = getattr(dnnl, function)(ctypes.byref(handle), *arguments)
     if status:
-        raise Cannot(f"{function} returns status {status}")
+        raise Cannot(f"{function} returns status {status}" + " (unimplemented)" * (status == UNIMPLEMENTED))
     return handle
 
 
@@ -66,38 +69,52 @@ def prepare(cell, descriptor=plain, load=lambda array: array, unload=lambda arra
     def forward(kind, flags):
         return create("dnnl_batch_normalization_forward_primitive_desc_create", engine, kind, data, data, eps, flags, None)
 
+    def execution(primitive_desc, arrays, workspace=None):
+        """What executes the primitive on the arrays, and returns its status."""
+        memories = {}
+        for arg, array in arrays.items():
+            desc = data if arg in (SRC, DST, DIFF_SRC, DIFF_DST) else vector
+            memories[arg] = create("dnnl_memory_create", desc, engine, Handle(array.ctypes.data))
+        if workspace:
+            memories[WORKSPACE] = workspace
+        primitive, count = create("dnnl_primitive_create", primitive_desc), ctypes.c_int(len(memories))
+        arguments = (Argument * len(memories))(*(Argument(*pair) for pair in memories.items()))
+        arguments.arrays = arrays  # which live as long as the pointers to them
+        execute = dnnl.dnnl_primitive_execute
+        return lambda: execute(primitive, stream, count, arguments)
+
+    def workspace_of(primitive_desc):
+        """For the mask of the ReLU, which training forward writes and backward reads."""
+        desc = Handle(dnnl.dnnl_primitive_desc_query_md(primitive_desc, QUERY_WORKSPACE, 0))
+        return create("dnnl_memory_create", desc, engine, ALLOCATE)
+
     weight, bias, mean, var = parameters(cell)
     x = load(aligned_elements(cell, 0))
     y = aligned(x.shape)
+    flags = USE_SCALE_AND_SHIFT | (FUSE_NORM_ADD_RELU if cell.add else FUSE_NORM_RELU if cell.relu else 0)
     arrays = {SRC: x, MEAN: mean, VARIANCE: var, SCALE: weight}
-    if cell.op == "backward":
-        hint = forward(FORWARD_TRAINING, USE_SCALE_AND_SHIFT)
+    forward_arrays = arrays | {SHIFT: bias, DST: y}
+    training = forward(FORWARD_TRAINING, flags)
+    workspace = workspace_of(training) if cell.relu else None
+    if cell.kind == "backward":
         function = "dnnl_batch_normalization_backward_primitive_desc_create"
-        primitive_desc = create(function, engine, BACKWARD, data, data, data, eps, USE_SCALE_AND_SHIFT, hint, None)
+        primitive_desc = create(function, engine, BACKWARD, data, data, data, eps, flags, training, None)
         dweight, dbias = np.empty_like(weight), np.empty_like(bias)
-        arrays |= {DIFF_DST: load(aligned_elements(cell, 1)), DIFF_SRC: y, DIFF_SCALE: dweight, DIFF_SHIFT: dbias}
         computed = {"dx": y, "dweight": dweight, "dbias": dbias}
+        if workspace:  # written by the forward formula of the mean and variance that the cell gives
+            execution(forward(FORWARD_TRAINING, flags | USE_GLOBAL_STATS), forward_arrays, workspace)()
+        arrays |= {DIFF_DST: load(aligned_elements(cell, 1)), DIFF_SRC: y, DIFF_SCALE: dweight, DIFF_SHIFT: dbias}
+        call = execution(primitive_desc, arrays, workspace)
+    elif cell.kind == "training":
+        computed = {"y": y, "mean": mean, "var": var}
+        call = execution(training, forward_arrays, workspace)
     else:
-        arrays |= {SHIFT: bias, DST: y}
-        if cell.op == "training":
-            primitive_desc = forward(FORWARD_TRAINING, USE_SCALE_AND_SHIFT)
-            computed = {"y": y, "mean": mean, "var": var}
-        else:
-            primitive_desc = forward(FORWARD_INFERENCE, USE_SCALE_AND_SHIFT | USE_GLOBAL_STATS)
-            computed = {"y": y}
-
-    def memory(arg, array):
-        desc = data if arg in (SRC, DST, DIFF_SRC, DIFF_DST) else vector
-        return Argument(arg, create("dnnl_memory_create", desc, engine, Handle(array.ctypes.data)))
-
-    primitive = create("dnnl_primitive_create", primitive_desc)
-    arguments = (Argument * len(arrays))(*(memory(arg, array) for arg, array in arrays.items()))
-    arguments.arrays = arrays  # which live as long as the pointers to them
-    execute, count = dnnl.dnnl_primitive_execute, ctypes.c_int(len(arrays))
+        computed = {"y": y}
+        call = execution(forward(FORWARD_INFERENCE, flags | USE_GLOBAL_STATS), forward_arrays)
 
     def results(status):
         if status:
             raise Cannot(f"dnnl_primitive_execute returns status {status}")
         return {name: unload(array) if array is y else array for name, array in computed.items()}
 
-    return [lambda: execute(primitive, stream, count, arguments)], results
+    return [call], results

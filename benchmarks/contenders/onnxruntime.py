@@ -1,4 +1,4 @@
-"""ONNX Runtime's BatchNormalization with bound buffers: channels first, forward only."""
+"""ONNX Runtime's BatchNormalization, and the Add and Relu that follow, in a graph with bound buffers: channels first, forward only."""
 
 import onnx
 import onnxruntime as ort
@@ -13,19 +13,26 @@ def versions():
 
 
 def prepare(cell):
-    if cell.op == "backward":
+    if cell.kind == "backward":
         raise Cannot("has no backward")
     if not (cell.layout == "first" or cell.spatial == 1):
         raise Cannot("has no channels last")
     shape = (cell.batch, cell.channels, cell.spatial) if cell.spatial > 1 else (cell.batch, cell.channels)
     names = ("weight", "bias", "mean", "var")
-    training = cell.op == "training"
+    training = cell.kind == "training"
     outputs = ("y", "running_mean", "running_var") if training else ("y",)
-    node = helper.make_node("BatchNormalization", ["x", *names], outputs, epsilon=EPS, training_mode=int(training))
+    steps = [("BatchNormalization", ["x", *names], {"epsilon": EPS, "training_mode": int(training)})]
+    steps += [("Add", ["residual"], {})] * cell.add + [("Relu", [], {})] * cell.relu
+    nodes, value = [], []
+    for i, (op, others, attributes) in enumerate(steps):
+        result = ["y" if i == len(steps) - 1 else f"value{i}"]
+        nodes.append(helper.make_node(op, value + others, result + list(outputs[1:] if i == 0 else ()), **attributes))
+        value = result
+    inputs = ["x", "residual"][: 1 + cell.add]
     initializers = [numpy_helper.from_array(array, name) for name, array in zip(names, parameters(cell), strict=True)]
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in (*inputs, "y")]
     running = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [cell.channels]) for name in outputs[1:]]
-    graph = helper.make_graph([node], "batch_norm", info[:1], info[1:] + running, initializers)
+    graph = helper.make_graph(nodes, "batch_norm", info[:-1], info[-1:] + running, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=9)
     onnx.checker.check_model(model)
 
@@ -33,10 +40,11 @@ def prepare(cell):
     options.intra_op_num_threads = cell.threads
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     # These arrays back the OrtValues and must outlive them.
-    arrays = {"x": aligned_elements(cell, 0).reshape(shape), "y": aligned(shape)}
+    arrays = {name: aligned_elements(cell, seed).reshape(shape) for name, seed in zip(inputs, (0, 3), strict=False)} | {"y": aligned(shape)}
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     binding = session.io_binding()
-    binding.bind_ortvalue_input("x", values["x"])
+    for name in inputs:
+        binding.bind_ortvalue_input(name, values[name])
     if cell.output == "given":
         binding.bind_ortvalue_output("y", values["y"])
     for name in outputs[cell.output == "given" :]:
