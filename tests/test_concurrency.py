@@ -1,5 +1,6 @@
 """One layer in many threads: calls that train come one after the other, whole; calls in eval mode and functions run together, exactly."""
 
+import functools
 import itertools
 import os
 import threading
@@ -50,7 +51,7 @@ def test_training_is_in_some_order(policy, momentum):
         orders.append(state(serial))
     for _ in range(50):
         shared = layer()
-        actual = together(*[lambda x=x: shared(x) for x in XS])
+        actual = together(*[functools.partial(shared, x) for x in XS])
         assert state(shared) in orders
         for x, y in zip(XS, actual, strict=True):
             np.testing.assert_array_equal(y, ys[x.ctypes.data])
@@ -78,7 +79,7 @@ def test_every_batch_counts_and_states_are_whole(policy):
 
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)
-        together(*[lambda x=x: train(x) for x in [*XS, *XS]])
+        together(*[functools.partial(train, x) for x in [*XS, *XS]])
         training.set()
         looking.result()
     assert layer.num_batches_tracked == 1 + 8 * 50
@@ -103,7 +104,7 @@ def test_backward_is_that_of_one_call(training):
             grads.append(layer.backward(DY).tobytes())
         return grads
 
-    for grads in together(*[lambda x=x: both(x) for x in [*XS, *XS]]):
+    for grads in together(*[functools.partial(both, x) for x in [*XS, *XS]]):
         assert all(dx in [r[0] for r in right] for dx in grads)
     assert [layer.weight_grad.tobytes(), layer.bias_grad.tobytes()] in [r[1:] for r in right]
 
@@ -119,7 +120,7 @@ def test_eval_waits_for_calls_that_train():
             y = layer(XS[0])
             return np.array_equal(y, cbn.batch_norm(XS[0], before["running_mean"], before["running_var"], layer.weight, layer.bias))
 
-        results = together(stop, *[lambda x=x, layer=layer: layer(x) for x in XS])
+        results = together(stop, *[functools.partial(layer, x) for x in XS])
         assert results[0] is True
 
 
