@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN, nextafter, nextafterf
 cimport numpy as cnp
@@ -165,7 +165,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     batches : the number of batches so far, to be counted up, or None.
     accept : None, or called with the statistics and the new running ones, to change these, raise, or return whether the batch counts.
     """
-    cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var, new_mean = None, new_var = None
+    cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var, new_mean = None, new_var = None, counted = None
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_), count = values_per_channel(x_, axis_)
     cdef Job job
@@ -196,17 +196,22 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     if running_mean is not None:
         new_mean = updated(&job.running_mean, running_mean, accept is not None)
         new_var = updated(&job.running_var, running_var, accept is not None)
-    stats = BatchStats(count, mean, var)
-    # From the first change of the running statistics to the last no Python code runs, where a signal's handler could raise.
+    if batches is not None:
+        if not PyArray_ISWRITEABLE(batches):
+            raise ValueError("num_batches_tracked: expected a writeable array, which training updates in place, got a read-only one")
+        counted = batches.copy()
+        counted += 1
+    results = y, BatchStats(count, mean, var)
+    # From the first change of the running statistics to the last nothing can fail, and no Python code runs, where a signal's handler could raise.
     run(&job, axis_, x_, None, residual_, y, None)
-    counts = accept is None or accept(stats, new_mean, new_var)
+    counts = accept is None or accept(results[1], new_mean, new_var)
     if new_mean is not running_mean:
         cnp.PyArray_CopyInto(running_mean, new_mean)
     if new_var is not running_var:
         cnp.PyArray_CopyInto(running_var, new_var)
-    if batches is not None:
-        batches += counts
-    return y, stats
+    if batches is not None and counts:
+        memcpy(cnp.PyArray_DATA(batches), cnp.PyArray_DATA(counted), cnp.PyArray_NBYTES(batches))
+    return results
 
 
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, activation=None,
