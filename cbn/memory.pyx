@@ -17,6 +17,7 @@ cnp.import_array()
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, void* descr, int subok)
     bint PyArray_ISNOTSWAPPED(cnp.ndarray)
+    object PyDataMem_GetHandler()
     object PyDataMem_SetHandler(object handler)
     ctypedef struct PyDataMemAllocator:
         void* ctx
@@ -148,8 +149,9 @@ cdef cnp.ndarray new_like(cnp.ndarray x):
     """A new array of x's shape and element type, native byte order, in the order of x's memory."""
     cdef object previous
     if cnp.PyArray_NBYTES(x) >= LEAST and limit > 0:
-        previous = PyDataMem_SetHandler(handler_capsule)
+        previous = PyDataMem_GetHandler()
         try:
+            PyDataMem_SetHandler(handler_capsule)       # within: without memory for what it returns, it raises having set
             return new_array(x)
         finally:
             PyDataMem_SetHandler(previous)
