@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import sysconfig
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -148,6 +149,12 @@ def test_functions_and_eval_mode_in_16_threads(n):
         for results in actual:
             for a, b in zip(results, right, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="a Python with a GIL")
+def test_import_leaves_the_gil_off(monkeypatch):
+    monkeypatch.delenv("PYTHON_GIL", raising=False)
+    assert output("import sys; print(sys._is_gil_enabled())") == "False"
 
 
 TRAIN_IN_A_THREAD = """
