@@ -202,7 +202,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
         counted = batches.copy()
         counted += 1
     results = y, BatchStats(count, mean, var)
-    # From the first change of the running statistics to the last nothing can fail, and no Python code runs, where a signal's handler could raise.
+    # From the first change of the running statistics to the last nothing fails, nor does Python code run, where a signal's handler could raise.
     run(&job, axis_, x_, None, residual_, y, None)
     counts = accept is None or accept(results[1], new_mean, new_var)
     if new_mean is not running_mean:

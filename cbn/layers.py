@@ -19,8 +19,8 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list
 
 
-# What changes a layer's state, or takes several parts of it, holds one of these, chosen by the layer's address: a lock of its own could be neither
-# copied nor pickled. Reentrant, as a signal's handler may save the layer that a call is training.
+# What changes a layer's state, or takes several parts of it, holds one of these, chosen by the layer's address: a lock of its own could be
+# neither copied nor pickled. Reentrant, as a signal's handler may save the layer that a call is training.
 _LOCKS = tuple(threading.RLock() for _ in range(61))
 _held = contextlib.ExitStack()
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes CALLS random calls (10,000), of which a third fail, under valgrind, and shows what memory was lost, or used wrongly, in cbn: a block is cbn's
-# where cbn is among the callers that asked for it. What Python, NumPy and the OpenMP runtime lose by themselves is left out. Ends with status 1
-# where there is any. Runs on the package as it is installed or built in place, on the CPU levels that valgrind knows (none with AVX-512); about
-# ten minutes. PYTHON is the interpreter.
+# Makes CALLS random calls (10,000), of which a third fail, under valgrind, and shows what memory was lost, or used wrongly, in cbn: a block is
+# cbn's where cbn is among the callers that asked for it. What Python, NumPy and the OpenMP runtime lose by themselves is left out. Ends with
+# status 1 where there is any. Runs on the package as it is built in place, on the CPU levels that valgrind knows (none with AVX-512); about five
+# minutes. PYTHON is the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONMALLOC=malloc PYTHONPATH=$PWD OPENBLAS_NUM_THREADS=1

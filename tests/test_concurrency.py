@@ -141,7 +141,8 @@ def test_functions_and_eval_mode_in_16_threads(n):
         y, st = cbn.batch_norm_train(x, activation="hard_swish", residual=x)
         z = cbn.batch_norm(x, mean, var, training=True)
         g = cbn.batch_norm_backward(x, x, st, activation="relu", residual=y)
-        return [y, z, mean, var, *g, g.residual, *cbn.batch_stats(x), layer(x, residual=y), others[0](x), others[1](x), cbn.batch_norm(x, *st[1:])]
+        from_layers = [layer(x, residual=y), *(other(x) for other in others)]
+        return [y, z, mean, var, *g, g.residual, *cbn.batch_stats(x), *from_layers, cbn.batch_norm(x, *st[1:])]
 
     expected = [work(x) for x in xs]
     for actual in together(*[lambda x=x: [work(x) for _ in range(20)] for x in xs]):

@@ -1,4 +1,4 @@
-"""What goes wrong around a call: memory that is refused, Ctrl-C and other signals, an interpreter that ends while threads compute, new processes."""
+"""What goes wrong around a call: refused memory, Ctrl-C and other signals, an interpreter that ends while threads compute, new processes."""
 
 import os
 import pathlib
@@ -54,8 +54,8 @@ def failing_malloc(tmp_path_factory):
     return str(folder / "malloc.so")
 
 
-# `sweep(call, state)` makes each allocation of a call fail in turn, the first, the second, ... until there are no more. A call that fails raises,
-# and leaves what it was to change as it was or, where Python fails to return what is done, as a call that doesn't fail does; nothing in between.
+# `sweep` makes each allocation of a call fail in turn, the first, the second, ... until there are no more. A call that fails raises, and leaves
+# what it was to change as it was or, where Python fails to return what is done, as a call that doesn't fail: nothing in between.
 SWEEP = """
 import ctypes
 malloc = ctypes.CDLL(None)

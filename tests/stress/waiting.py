@@ -3,8 +3,8 @@
     python tests/stress/waiting.py
     python tests/stress/waiting.py --shape 32 64 56 56 --pause 10 --threads 4
 
-OpenMP's threads spin for a while after a call, so that the next finds them awake; OMP_WAIT_POLICY=passive in the environment of a process lets them
-sleep. Prints a line for each way, measured in a process of its own, in turn, and the median of several rounds. Unix only.
+OpenMP's threads spin for a while after a call, so that the next finds them awake; OMP_WAIT_POLICY=passive in the environment of a process lets
+them sleep. Prints a line for each way: the medians of several rounds, in which each way is measured in turn, in a process of its own.
 """
 
 import argparse
