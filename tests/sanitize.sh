@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds cbn with sanitizers, apart from other builds, and runs on it what reaches most of the compiled code: test files, and CALLS random calls.
+# Builds cbn with sanitizers, apart from other builds, and runs on it what reaches most of the compiled code: test files and CALLS random calls.
 #
 #     tests/sanitize.sh [address] [FILES]     AddressSanitizer and UndefinedBehaviorSanitizer; 100,000 calls
-#     tests/sanitize.sh thread [FILES]        ThreadSanitizer; 20,000 calls. Needs LLVM's OpenMP runtime, which tells it of OpenMP's barriers
-#                                             (Debian: libomp5-14), as GCC's own doesn't, and setarch. Forks are beyond it.
+#     tests/sanitize.sh thread [FILES]        ThreadSanitizer; 20,000 calls. Needs setarch and LLVM's OpenMP runtime (Debian: libomp5-14), which
+#                                             tells it of barriers, as GCC's doesn't. Forks and stores past the caches are beyond it.
 #
 # Any finding ends it. Needs gcc; a quarter of an hour on two cores, most of it to build. PYTHON is the interpreter, with what the tests need.
 set -euo pipefail
