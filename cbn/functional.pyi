@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,4 +71,6 @@ def forward_training(
     activation: Activation,
     residual: ArrayLike | None,
     out: NDArray[Any] | None,
+    batches: NDArray[np.int64] | None = None,
+    accept: Callable[[BatchStats, NDArray[Any] | None, NDArray[Any] | None], bool] | None = None,
 ) -> tuple[NDArray[Any], BatchStats]: ...

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY
 cimport numpy as cnp
@@ -135,9 +135,9 @@ cdef inline cnp.ndarray result(Vector* vector, Py_ssize_t channels, int typenum)
     return a
 
 
-cdef inline cnp.ndarray updated(Vector* vector, cnp.ndarray a):
+cdef inline cnp.ndarray updated(Vector* vector, cnp.ndarray a, bint copy):
     """What the kernels update in the place of `a`: itself, or a copy in native byte order."""
-    native = a if usable(a) else a.astype(a.dtype.newbyteorder("="))
+    native = a if usable(a) and not copy else a.astype(a.dtype.newbyteorder("="))
     see(vector, native)
     return native
 
@@ -151,9 +151,14 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
     return count
 
 
-def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out):
-    """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None."""
-    cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var
+def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out,
+                     cnp.ndarray batches=None, accept=None):
+    """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None.
+
+    batches : the number of batches so far, to be counted up, or None.
+    accept : None, or called with the statistics and the new running ones, to change these, raise, or return whether the batch counts.
+    """
+    cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var, new_mean = None, new_var = None, counted = None
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_), count = values_per_channel(x_, axis_)
     cdef Job job
@@ -182,14 +187,24 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     mean = result(&job.mean, channels, cnp.NPY_FLOAT64)
     var = result(&job.var, channels, cnp.NPY_FLOAT64)
     if running_mean is not None:
-        new_mean = updated(&job.running_mean, running_mean)
-        new_var = updated(&job.running_var, running_var)
+        new_mean = updated(&job.running_mean, running_mean, accept is not None)
+        new_var = updated(&job.running_var, running_var, accept is not None)
+    if batches is not None:
+        if not PyArray_ISWRITEABLE(batches):
+            raise ValueError("num_batches_tracked: expected a writeable array, which training updates in place, got a read-only one")
+        counted = batches.copy()
+        counted += 1
+    results = y, BatchStats(count, mean, var)
+    # From the first change of the running statistics to the last nothing fails, nor does Python code run, where a signal's handler could raise.
     run(&job, axis_, x_, None, residual_, y, None)
-    if running_mean is not None and new_mean is not running_mean:
+    counts = accept is None or accept(results[1], new_mean, new_var)
+    if new_mean is not running_mean:
         cnp.PyArray_CopyInto(running_mean, new_mean)
-    if running_mean is not None and new_var is not running_var:
+    if new_var is not running_var:
         cnp.PyArray_CopyInto(running_var, new_var)
-    return y, BatchStats(count, mean, var)
+    if batches is not None and counts:
+        memcpy(cnp.PyArray_DATA(batches), cnp.PyArray_DATA(counted), cnp.PyArray_NBYTES(batches))
+    return results
 
 
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, activation=None,

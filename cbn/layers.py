@@ -1,5 +1,8 @@
 """The layers: a batch normalization with its parameters, running statistics and modes, behaving as PyTorch's of the same name."""
 
+import contextlib
+import os
+import threading
 import warnings
 import weakref
 from typing import NamedTuple
@@ -14,6 +17,26 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list
     unexpected_keys: list
+
+
+# What changes a layer's state, or takes several parts of it, holds one of these, chosen by the layer's address: a lock of its own could be
+# neither copied nor pickled. Reentrant, as a signal's handler may save the layer that a call is training.
+_LOCKS = tuple(threading.RLock() for _ in range(61))
+_held = contextlib.ExitStack()
+
+
+def _hold_all():
+    for lock in _LOCKS:
+        _held.enter_context(lock)
+
+
+def _release_all():
+    _held.pop_all().close()     # detached first: with the first lock, the next to fork may come
+
+
+# A forked child finds each layer as between two calls, and no lock held by a thread that it doesn't have.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold_all, after_in_parent=_release_all, after_in_child=_release_all)
 
 
 def _checked_policy(value):
@@ -82,7 +105,8 @@ class BatchNorm:
     weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change
     none of them.
 
-    Layers may be called from many threads at once in eval mode, or frozen. Ioffe & Szegedy 2015, algorithms 1 and 2.
+    From many threads at once, calls in eval mode or frozen run together; those that train, `backward` and all other methods one after the
+    other. Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
 
     _ranks = None   # the ranks of input that are accepted, and how an error calls them
@@ -136,8 +160,12 @@ class BatchNorm:
         if self._ranks is not None and x.ndim not in self._ranks:
             raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
         frozen = self.frozen if self.frozen is None else self._checked_frozen(self.frozen)
-        if self.running_mean is None or self.training and frozen is None:
+        if self.running_mean is None:
             return self._call_training(x, residual, out)
+        if self.training and frozen is None:
+            with self._lock:
+                if self.training and self.frozen is None:       # still, after other threads' calls
+                    return self._call_training(x, residual, out)
         if self._may_be_untrained:
             self._warn_if_untrained()
         y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis,
@@ -155,6 +183,10 @@ class BatchNorm:
             self._forward = *(None if a is None else _weak(a) for a in given), None, affine
         return y
 
+    @property
+    def _lock(self):
+        return _LOCKS[id(self) // 16 % len(_LOCKS)]
+
     def _call_training(self, x, residual, out):
         if self.running_mean is None:
             self._check_channels(x)
@@ -163,32 +195,25 @@ class BatchNorm:
         if momentum is None:
             momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracked else 0.0
         running = (self.running_mean, self.running_var) if tracked else (None, None)
-        if self.on_nonfinite == "propagate":
-            y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, self.activation, residual, out)
-            counts = True
-        else:
-            y, stats, counts = self._call_guarded(x, running, momentum, residual, out)
+        guarded = self.on_nonfinite != "propagate"
+        if guarded and _checked_policy(self.on_nonfinite) == "raise" and out is not None:
+            _refuse_nonfinite(batch_stats(x, axis=self.axis))
+        y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, self.activation, residual, out,
+                                    self.num_batches_tracked if tracked else None, self._accept if guarded else None)
         if tracked:
-            self.num_batches_tracked += counts
             self._may_be_untrained = False
         self._forward = None if overwritten(out, x, residual) else (x, residual, stats, True)
         return y
 
-    def _call_guarded(self, x, running, momentum, residual, out):
-        """forward_training where on_nonfinite is "skip" or "raise"; returns y, the statistics, and whether the batch counts."""
-        skip = _checked_policy(self.on_nonfinite) == "skip"
-        if not skip and out is not None:
-            _refuse_nonfinite(batch_stats(x, axis=self.axis))
-        before = [None if a is None else np.array(a) for a in running]
-        y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, self.activation, residual, out)
+    def _accept(self, stats, mean, var):
+        """What on_nonfinite "skip" or "raise" makes of new running statistics (or None); returns whether the batch counts."""
+        if self.on_nonfinite == "raise":
+            _refuse_nonfinite(stats)
         fine = _finite(stats)
-        if not fine.all():
-            for a, b in zip(running, before, strict=True):
-                if a is not None:
-                    np.copyto(a, b, where=~fine if skip else True)
-            if not skip:
-                _refuse_nonfinite(stats)
-        return y, stats, bool(fine.any() or not fine.size)
+        if mean is not None:
+            np.copyto(mean, self.running_mean, where=~fine)
+            np.copyto(var, self.running_var, where=~fine)
+        return bool(fine.any() or not fine.size)
 
     def _check_channels(self, x):
         """Where no parameter's shape tells that x is wrong."""
@@ -209,13 +234,17 @@ class BatchNorm:
             )
 
     def backward(self, dy, *, out=None):
-        """The gradient with respect to the input of the last call, from that with respect to its output.
+        """The gradient with respect to the input of the last call (of any thread), from that with respect to its output.
 
         dy : array of the shape and dtype of that input, which must not have been changed since (and, after a call in eval mode, still exist).
         out : array to write, may be dy itself; None: a new array.
         Sets weight_grad and bias_grad, shape (C,), of the parameters that there are (None after a call with frozen="all"), and residual_grad,
         of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
+        with self._lock:
+            return self._backward(dy, out)
+
+    def _backward(self, dy, out):
         kept_x, kept_residual, stats, affine = self._forward or (None, None, None, None)
         x, residual = _held(kept_x), _held(kept_residual)
         if x is None or residual is None and kept_residual is not None:
@@ -253,8 +282,12 @@ class BatchNorm:
         return self
 
     def train(self, mode=True):
-        """Set the training mode (mode=False: eval mode), which is without effect on the results of a frozen layer; returns the layer."""
-        self.training = bool(mode)
+        """Set the training mode (mode=False: eval mode), which is without effect on the results of a frozen layer; returns the layer.
+
+        A call that trains, in another thread, is waited for.
+        """
+        with self._lock:
+            self.training = bool(mode)
         return self
 
     def eval(self):
@@ -264,18 +297,20 @@ class BatchNorm:
     def reset_running_stats(self):
         """Set the running statistics to mean 0 and variance 1, seen in no batch."""
         if self.track_running_stats:
-            self.running_mean[...] = 0
-            self.running_var[...] = 1
-            self.num_batches_tracked[...] = 0
-            self._may_be_untrained = True
+            with self._lock:
+                self.running_mean[...] = 0
+                self.running_var[...] = 1
+                self.num_batches_tracked[...] = 0
+                self._may_be_untrained = True
 
     def reset_parameters(self):
         """Set the weight to ones and the bias to zeros, and reset the running statistics."""
-        self.reset_running_stats()
-        if self.weight is not None:
-            self.weight[...] = 1
-        if self.bias is not None:
-            self.bias[...] = 0
+        with self._lock:
+            self.reset_running_stats()
+            if self.weight is not None:
+                self.weight[...] = 1
+            if self.bias is not None:
+                self.bias[...] = 0
 
     def _state(self):
         names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -283,7 +318,8 @@ class BatchNorm:
 
     def state_dict(self):
         """Copies of the parameters and running statistics, under PyTorch's names and in its order."""
-        return {name: array.copy() for name, array in self._state().items()}
+        with self._lock:
+            return {name: array.copy() for name, array in self._state().items()}
 
     def load_state_dict(self, state_dict, strict=True):
         """Copy parameters and running statistics from a mapping of names to array-likes.
@@ -314,10 +350,11 @@ class BatchNorm:
                 problems.append(f"{name}: expected non-negative values, got {array.min()}")
         if problems:
             raise ValueError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(problems))
-        for name, array in loaded.items():
-            state[name][...] = array
-        if "running_mean" in loaded or "running_var" in loaded:
-            self._may_be_untrained = False
+        with self._lock:
+            for name, array in loaded.items():
+                state[name][...] = array
+            if "running_mean" in loaded or "running_var" in loaded:
+                self._may_be_untrained = False
         return IncompatibleKeys(missing, unexpected)
 
     def __getstate__(self):

@@ -17,6 +17,7 @@ cnp.import_array()
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray prototype, cnp.NPY_ORDER order, void* descr, int subok)
     bint PyArray_ISNOTSWAPPED(cnp.ndarray)
+    object PyDataMem_GetHandler()
     object PyDataMem_SetHandler(object handler)
     ctypedef struct PyDataMemAllocator:
         void* ctx
@@ -150,8 +151,9 @@ cdef cnp.ndarray new_like(cnp.ndarray x, object dtype):
     if dtype is None and not PyArray_ISNOTSWAPPED(x):
         dtype = x.dtype.newbyteorder("=")
     if cnp.PyArray_SIZE(x) * (cnp.PyArray_ITEMSIZE(x) if dtype is None else dtype.itemsize) >= LEAST and limit > 0:
-        previous = PyDataMem_SetHandler(handler_capsule)
+        previous = PyDataMem_GetHandler()
         try:
+            PyDataMem_SetHandler(handler_capsule)       # within: without memory for what it returns, it raises having set
             return new_array(x, dtype)
         finally:
             PyDataMem_SetHandler(previous)

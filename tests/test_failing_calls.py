@@ -59,6 +59,7 @@ TRAINING_CALLS = {
     "momentum of another type": ({"momentum": "0.1"}, X, "new", TypeError),
     "read-only running mean": ({"running_mean": read_only(np.zeros(3))}, X, "new", ValueError),
     "read-only running variance": ({"running_var": read_only(np.ones(3))}, X, "new", ValueError),
+    "read-only number of batches": ({"num_batches_tracked": read_only(np.zeros((), np.int64))}, X, "new", ValueError),
     "running mean that overlaps itself": ({"running_mean": np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))}, X, "new", ValueError),
     "running statistics that overlap": (dict.fromkeys(("running_mean", "running_var"), np.ones(3)), X, "new", ValueError),
     "not finite": ({"on_nonfinite": "raise"}, nan_somewhere(), None, FloatingPointError),

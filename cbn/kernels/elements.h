@@ -50,60 +50,69 @@ static inline uint16_t half_of_float(float f)
                     sizeof(a) == 4 ? __builtin_bswap32((uint32_t)(a)) : __builtin_bswap64((uint64_t)(a)))
 
 /* A block of `rows` rows of `width` elements, which are stored as `bits`; strides in bytes, `step` in elements. Rows of contiguous elements, and
- * those of every third one (a colour of an image), are loops with constant strides, which vectorize. */
-#define LOADS(name, bits, real, convert, contiguous) \
+ * those of every third one (a colour of an image), are loops with constant strides, which vectorize. `some` converts as many as it can. */
+#define LOADS(name, bits, real, convert, some) \
 static void name(int swapped, const char *p, ptrdiff_t row_stride, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t width, real *to, ptrdiff_t step) \
 { \
+    const ptrdiff_t size = sizeof(bits); \
     ptrdiff_t j; \
     bits a; \
+    if (row_stride == width * stride && step == width) { \
+        width *= rows; \
+        rows = rows > 0; \
+    } \
     for (; rows > 0; rows--, p += row_stride, to += step) { \
-        j = 0; \
-        if (!swapped && stride == (ptrdiff_t)sizeof(bits)) { \
-            j = contiguous(p, width, to); \
-            for (; j < width; j++) { \
-                memcpy(&a, p + j * (ptrdiff_t)sizeof(bits), sizeof(bits)); \
+        if (!swapped && stride == size) { \
+            for (j = 0; j < width * size; j += 64) \
+                __builtin_prefetch(p + j + AHEAD, 0, 2); \
+            for (j = some(p, width, to); j < width; j++) { \
+                memcpy(&a, p + j * size, size); \
                 to[j] = convert(a); \
             } \
-        } else if (!swapped && stride == 3 * (ptrdiff_t)sizeof(bits)) \
-            for (; j < width; j++) { \
-                memcpy(&a, p + j * 3 * (ptrdiff_t)sizeof(bits), sizeof(bits)); \
+        } else if (!swapped && stride == 3 * size) \
+            for (j = 0; j < width; j++) { \
+                memcpy(&a, p + j * 3 * size, size); \
                 to[j] = convert(a); \
             } \
         else \
-            for (; j < width; j++) { \
-                memcpy(&a, p + j * stride, sizeof(bits)); \
+            for (j = 0; j < width; j++) { \
+                memcpy(&a, p + j * stride, size); \
                 to[j] = convert(swapped ? (bits)SWAPPED(a) : a); \
             } \
     } \
 }
 
+#define AHEAD 2048      /* bytes that are fetched ahead */
 #define PAST 1024       /* elements that are converted before they are written past the caches */
 
-#define STORES(name, bits, real, convert, contiguous) \
+#define STORES(name, bits, real, convert, some) \
 static void name(int swapped, const real *from, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t width, char *p, ptrdiff_t row_stride, ptrdiff_t stride, \
                  int stream) \
 { \
-    bits line[PAST]; \
-    bits a; \
+    const ptrdiff_t size = sizeof(bits); \
+    bits a, line[PAST]; \
     ptrdiff_t i, j, n; \
+    if (row_stride == width * stride && step == width) { \
+        width *= rows; \
+        rows = rows > 0; \
+    } \
     for (; rows > 0; rows--, p += row_stride, from += step) { \
-        if (!swapped && stride == (ptrdiff_t)sizeof(bits)) \
+        if (!swapped && stride == size) \
             for (i = 0; i < width; i += n) { \
-                char *at = p + i * (ptrdiff_t)sizeof(bits); \
-                char *to = stream ? (char *)line : at; \
+                char *to = stream ? (char *)line : p + i * size; \
                 n = stream && width - i > PAST ? PAST : width - i; \
-                for (j = contiguous(from + i, n, to); j < n; j++) { \
+                for (j = some(from + i, n, to); j < n; j++) { \
                     a = convert(from[i + j]); \
-                    memcpy(to + j * (ptrdiff_t)sizeof(bits), &a, sizeof(bits)); \
+                    memcpy(to + j * size, &a, size); \
                 } \
                 if (stream) \
-                    copy_past_caches(at, to, n * sizeof(bits)); \
+                    copy_past_caches(p + i * size, to, n * size); \
             } \
         else \
             for (j = 0; j < width; j++) { \
                 a = convert(from[j]); \
                 a = swapped ? (bits)SWAPPED(a) : a; \
-                memcpy(p + j * stride, &a, sizeof(bits)); \
+                memcpy(p + j * stride, &a, size); \
             } \
     } \
 }
@@ -120,45 +129,34 @@ static void copy_past_caches(char *to, const char *from, size_t bytes)
     memcpy(to + head + middle, from + head + middle, bytes - head - middle);
 }
 
-#define NONE(from, n, to) 0
-
-/* What the processor converts itself: as many as come in whole registers. */
+/* What the processor converts itself. */
+static inline ptrdiff_t floats_of_halves(const char *from, ptrdiff_t n, float *to)
+{
+    ptrdiff_t j = 0;
 #if defined(__AVX512F__)
-static inline ptrdiff_t floats_of_halves(const char *from, ptrdiff_t n, float *to)
-{
-    ptrdiff_t j;
-    for (j = 0; j + 16 <= n; j += 16)
+    for (; j + 16 <= n; j += 16)
         _mm512_storeu_ps(to + j, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from + 2 * j))));
-    return j;
-}
-
-static inline ptrdiff_t halves_of_floats(const float *from, ptrdiff_t n, char *to)
-{
-    ptrdiff_t j;
-    for (j = 0; j + 16 <= n; j += 16)
-        _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm512_cvtps_ph(_mm512_loadu_ps(from + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    return j;
-}
 #elif defined(__F16C__)
-static inline ptrdiff_t floats_of_halves(const char *from, ptrdiff_t n, float *to)
-{
-    ptrdiff_t j;
-    for (j = 0; j + 8 <= n; j += 8)
+    for (; j + 8 <= n; j += 8)
         _mm256_storeu_ps(to + j, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * j))));
+#endif
     return j;
 }
 
 static inline ptrdiff_t halves_of_floats(const float *from, ptrdiff_t n, char *to)
 {
-    ptrdiff_t j;
-    for (j = 0; j + 8 <= n; j += 8)
+    ptrdiff_t j = 0;
+#if defined(__AVX512F__)
+    for (; j + 16 <= n; j += 16)
+        _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm512_cvtps_ph(_mm512_loadu_ps(from + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+    for (; j + 8 <= n; j += 8)
         _mm_storeu_si128((__m128i *)(to + 2 * j), _mm256_cvtps_ph(_mm256_loadu_ps(from + j), _MM_FROUND_TO_NEAREST_INT));
+#endif
     return j;
 }
-#else
-#define floats_of_halves NONE
-#define halves_of_floats NONE
-#endif
+
+#define NONE(from, n, to) 0
 
 LOADS(load_float32, uint32_t, float, float_of_bits, NONE)
 LOADS(load_float16, uint16_t, float, float_of_half, floats_of_halves)
