@@ -11,6 +11,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange, threadid
 from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt, sqrtf
+from libc.string cimport memcpy, memset
 
 from .plan cimport LANES, TILE, WIDEST, ceil_div, coefficient_stride
 from .table cimport (ARRAYS, BACKWARD, BFLOAT16, COEFFICIENTS, COPIED, FLOAT16, FLOAT32, FORWARD, FROZEN, GATES, GRADIENTS, INT8, INT16, MOMENTS, OF_DY,
@@ -29,6 +30,9 @@ cdef extern from "elements.h" nogil:
     void store_float16(bint, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, char*, Py_ssize_t, Py_ssize_t, bint)
     void store_bfloat16(bint, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, char*, Py_ssize_t, Py_ssize_t, bint)
     void store_float64(bint, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, char*, Py_ssize_t, Py_ssize_t, bint)
+    void prefetch(const void* p)
+    void load_16(bint brain, const void* p, float* to)
+    void store_16(bint brain, const float* from_, void* p, bint stream)
 
 cdef extern from "stream.h" nogil:
     void stream_store(void* destination, const void* source, size_t bytes)
@@ -59,7 +63,7 @@ cdef enum:
     STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
     CONCLUDED = 128             # channels that are concluded side by side
     GATED = 2048                # elements that are taken back through an activation at a time
-    APPLIED = 2048              # elements of copied arrays that the apply pass takes at a time: less than COPIED, as there are more arrays
+    APPLIED = 4096              # elements of copied arrays that the apply pass takes at a time, at most COPIED
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
 
 
@@ -149,6 +153,19 @@ cdef inline Py_ssize_t offset_of(const Places* places, const Place* place, int f
     return offset + index * place.strides[first] if end > first else offset
 
 
+cdef inline char* place_of(const Job* job, const Place* place, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i) noexcept nogil:
+    """Where element (n, c, i) of a regular array is."""
+    if job.inner == 1:
+        return <char*>place.data + n * job.fold * place.strides[0] + c * place.channel_stride
+    return <char*>place.data + (n * place.strides[0] if job.places.outer_axes else 0) + c * place.channel_stride + i * place.strides[job.places.axes - 1]
+
+
+cdef inline bint contiguous(const Job* job, const Place* place) noexcept nogil:
+    """Whether elements along the inner axis, or, in the column layout, the columns, follow one another in native byte order."""
+    cdef Py_ssize_t step = place.channel_stride if job.inner == 1 else place.strides[job.places.axes - 1]
+    return place.regular and not place.swapped and step == 2
+
+
 cdef void move_box(const Job* job, int which, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t length,
                    real* copy, bint store) noexcept nogil:
     """Copy a box of an array, of `rows` rows x `width` columns x `length` inner indices from (n, c, i) on, to `copy` (or from it), where it is
@@ -158,14 +175,10 @@ cdef void move_box(const Job* job, int which, Py_ssize_t n, Py_ssize_t c, Py_ssi
     cdef char* at
     cdef Py_ssize_t pixel, channel, k, part, end, row
     cdef int last = places.axes - 1
-    if place.regular:
-        at = <char*>place.data
-        if job.inner == 1:
-            at += n * job.fold * place.strides[0] + c * place.channel_stride
-            move_block(place, at, job.fold * place.strides[0], place.channel_stride, rows, width, copy, width, store, job.stream)
-        else:
-            at += (n * place.strides[0] if places.outer_axes else 0) + c * place.channel_stride + i * place.strides[last]
-            move_block(place, at, place.channel_stride, place.strides[last], width, length, copy, length, store, job.stream)
+    if place.regular and job.inner == 1:
+        move_block(place, place_of(job, place, n, c, i), job.fold * place.strides[0], place.channel_stride, rows, width, copy, width, store, job.stream)
+    elif place.regular:
+        move_block(place, place_of(job, place, n, c, i), place.channel_stride, place.strides[last], width, length, copy, length, store, job.stream)
     elif job.inner == 1:
         for row in range(n, n + rows):
             k = row * job.columns + c
@@ -1017,6 +1030,136 @@ cdef inline void see_copy(View* view, void* copy, Py_ssize_t n, Py_ssize_t c, Py
     view.data = <real*>copy - (n * view.outer_stride + c * view.channel_stride + i)
 
 
+cdef inline void narrow_step(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t n, const float* hi, const float* lo,
+                             const float* scale, const float* offset, const float* slope, bint finish, bint stream, bint paired) noexcept nogil:
+    """The apply pass over n <= LANES elements of 16 bits, in registers."""
+    cdef float x_row[LANES]
+    cdef float dy_row[LANES]
+    cdef float row[LANES]
+    cdef char part[2 * LANES]
+    if n < LANES:
+        memset(part, 0, sizeof(part))
+        memcpy(part, x, 2 * n)
+        load_16(brain, part, x_row)
+        if paired:
+            memcpy(part, dy, 2 * n)
+            load_16(brain, part, dy_row)
+    else:
+        load_16(brain, x, x_row)
+        if paired:
+            load_16(brain, dy, dy_row)
+    transform_row(job, x_row, dy_row, row, LANES, hi, lo, scale, offset, slope, finish, False, paired)
+    if n < LANES:
+        store_16(brain, row, part, False)
+        memcpy(y, part, 2 * n)
+    else:
+        store_16(brain, row, y, stream)
+
+
+cdef inline void narrow_run(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t length, const float* coefficients,
+                            Py_ssize_t stride, Py_ssize_t step, bint finish, bint stream, bint paired) noexcept nogil:
+    """The apply pass over `length` contiguous elements of 16 bits; the coefficients of each are `step` = 0 or 1 from those of the one before.
+
+    With step 0 there are LANES of them side by side."""
+    cdef Py_ssize_t j = 0
+    cdef const float* at = coefficients
+    if stream and step == 0:
+        j = min(length, <Py_ssize_t>((32 - <size_t>y % 32) % 32 // 2))
+        if j:
+            narrow_step(job, brain, x, dy, y, j, at, at + stride, at + 2 * stride, at + 3 * stride, at + 4 * stride, finish, False, paired)
+    while j + LANES <= length:
+        at = coefficients + j * step
+        prefetch(x + 2 * j)
+        if paired:
+            prefetch(dy + 2 * j)
+        narrow_step(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, LANES, at, at + stride, at + 2 * stride, at + 3 * stride,
+                    at + 4 * stride, finish, stream, paired)
+        j += LANES
+    if j < length:
+        at = coefficients + j * step
+        narrow_step(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, length - j, at, at + stride, at + 2 * stride, at + 3 * stride,
+                    at + 4 * stride, finish, False, paired)
+
+
+cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, bint finish, bint stream,
+                             bint paired) noexcept nogil:
+    """The apply pass over rows of the column layout."""
+    cdef const Place* x = &job.places.of[OF_DY if job.apply == FROZEN else OF_X]
+    cdef const Place* dy = &job.places.of[OF_DY]
+    cdef const Place* y = &job.places.of[OF_Y]
+    cdef const char* x_at = place_of(job, x, n0, c0, 0)
+    cdef const char* dy_at = place_of(job, dy, n0, c0, 0) if paired else NULL
+    cdef char* y_at = place_of(job, y, n0, c0, 0)
+    cdef Py_ssize_t n, x_step = job.fold * x.strides[0], dy_step = job.fold * dy.strides[0] if paired else 0, y_step = job.fold * y.strides[0]
+    cdef const float* coefficients = <const float*>job.coefficients + c0
+    cdef Py_ssize_t stride = coefficient_stride(job.columns), width = c1 - c0
+    for n in range(n0, n1):
+        narrow_run(job, brain, x_at, dy_at, y_at, width, coefficients, stride, 1, finish, stream, paired)
+        x_at += x_step
+        y_at += y_step
+        if paired:
+            dy_at += dy_step
+
+
+cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
+                            bint finish, bint paired) noexcept nogil:
+    """The apply pass over arrays of 16 bits whose elements are contiguous along the inner axis, or, in the column layout, the channels."""
+    cdef const Place* x = &job.places.of[OF_DY if job.apply == FROZEN else OF_X]
+    cdef const Place* dy = &job.places.of[OF_DY]
+    cdef const Place* y = &job.places.of[OF_Y]
+    cdef float splat[COEFFICIENTS * LANES]
+    cdef const float* coefficients = <const float*>job.coefficients
+    cdef const char* dy_at = NULL
+    cdef char* y_at
+    cdef Py_ssize_t n, c, j, array, stride = coefficient_stride(job.columns)
+    if job.inner == 1:
+        if job.stream and (<size_t>place_of(job, y, n0, c0, 0) | <size_t>(job.fold * y.strides[0])) % 32 == 0:
+            narrow_rows(job, brain, n0, n1, c0, c1, finish, True, paired)
+        else:
+            narrow_rows(job, brain, n0, n1, c0, c1, finish, False, paired)
+        return
+    for n in range(n0, n1):
+        for c in range(c0, c1):
+            for array in range(COEFFICIENTS if paired else GATES):
+                for j in range(LANES):
+                    splat[array * LANES + j] = coefficients[array * stride + c]
+            y_at = place_of(job, y, n, c, i0)
+            if paired:
+                dy_at = place_of(job, dy, n, c, i0)
+            if job.stream and i1 - i0 >= STREAM_LENGTH:
+                narrow_run(job, brain, place_of(job, x, n, c, i0), dy_at, y_at, i1 - i0, splat, LANES, 0, finish, True, paired)
+            else:
+                narrow_run(job, brain, place_of(job, x, n, c, i0), dy_at, y_at, i1 - i0, splat, LANES, 0, finish, False, paired)
+
+
+cdef inline void narrow(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0,
+                        Py_ssize_t i1) noexcept nogil:
+    if job.apply == BACKWARD:
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, True)
+    elif job.fusion:
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, True, False)
+    else:
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, False)
+
+
+cdef bint apply_narrow(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1) noexcept nogil:
+    """The apply pass over arrays of 16 bits without copies; False where something else is needed."""
+    cdef const Place* y = &job.places.of[OF_Y]
+    cdef int which
+    if job.with_residual or (job.fusion and job.apply != FORWARD) or not y.data or (y.dtype != FLOAT16 and y.dtype != BFLOAT16):
+        return False
+    for which in range(ARRAYS):
+        if job.places.of[which].data and not (job.places.of[which].dtype == y.dtype and contiguous(job, &job.places.of[which])):
+            return False
+    if not copied(job, OF_X) or job.apply != FORWARD and not copied(job, OF_DY):
+        return False
+    if y.dtype == FLOAT16:
+        narrow(job, False, n0, n1, c0, c1, i0, i1)
+    else:
+        narrow(job, True, n0, n1, c0, c1, i0, i1)
+    return True
+
+
 cdef void apply_copied(const Job* of_places, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                        real* kind) noexcept nogil:
     """The apply pass over arrays of which pieces are copied, piece by piece."""
@@ -1025,6 +1168,8 @@ cdef void apply_copied(const Job* of_places, Py_ssize_t n0, Py_ssize_t n1, Py_ss
     cdef Py_ssize_t length = min(i1 - i0, APPLIED)
     cdef Py_ssize_t width = min(c1 - c0, APPLIED // length) if length == i1 - i0 else 1
     cdef Py_ssize_t rows = 1 if job.inner > 1 else max(1, APPLIED // width)
+    if apply_narrow(of_places, n0, n1, c0, c1, i0, i1):
+        return
     job.places = NULL
     while n < n1:
         c = c0

@@ -49,6 +49,66 @@ static inline uint16_t half_of_float(float f)
 #define SWAPPED(a) (sizeof(a) == 1 ? (a) : sizeof(a) == 2 ? __builtin_bswap16((uint16_t)(a)) : \
                     sizeof(a) == 4 ? __builtin_bswap32((uint32_t)(a)) : __builtin_bswap64((uint64_t)(a)))
 
+/* Into the second-level cache, so many bytes ahead. */
+static inline __attribute__((always_inline)) void prefetch(const void *p) { __builtin_prefetch((const char *)p + 4096, 0, 2); }
+
+/* 16 elements of 16 bits: float16 or, if `brain`, bfloat16. What is stored past the caches is on a 32-byte boundary. */
+static inline __attribute__((always_inline)) void load_16(int brain, const void *p, float *to)
+{
+#if defined(__AVX512F__)
+    __m256i a = _mm256_loadu_si256((const __m256i *)p);
+    _mm512_storeu_ps(to, brain ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)) : _mm512_cvtph_ps(a));
+#else
+    uint16_t some[16];
+    int k;
+#if defined(__F16C__)
+    if (!brain) {
+        _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
+        _mm256_storeu_ps(to + 8, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1)));
+        return;
+    }
+#endif
+    memcpy(some, p, sizeof(some));
+    for (k = 0; k < 16; k++)
+        to[k] = brain ? float_of_bfloat16(some[k]) : float_of_half(some[k]);
+#endif
+}
+
+static inline __attribute__((always_inline)) void store_16(int brain, const float *from, void *p, int stream)
+{
+    uint16_t some[16];
+#if defined(__AVX512F__)
+    __m512 f = _mm512_loadu_ps(from);
+    __m256i a;
+    if (brain) {
+        __m512i bits = _mm512_castps_si512(f), high = _mm512_srli_epi32(bits, 16);
+        __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+        a = _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x40)));
+    } else
+        a = _mm512_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    if (stream)
+        _mm256_stream_si256((__m256i *)p, a);
+    else
+        _mm256_storeu_si256((__m256i *)p, a);
+    (void)some;
+#else
+    int k;
+#if defined(__F16C__)
+    if (!brain) {
+        _mm_storeu_si128((__m128i *)some, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)some + 1, _mm256_cvtps_ph(_mm256_loadu_ps(from + 8), _MM_FROUND_TO_NEAREST_INT));
+    } else
+#endif
+        for (k = 0; k < 16; k++)
+            some[k] = brain ? bfloat16_of_float(from[k]) : half_of_float(from[k]);
+    if (stream)
+        stream_store(p, some, sizeof(some));
+    else
+        memcpy(p, some, sizeof(some));
+#endif
+}
+
 /* A block of `rows` rows of `width` elements, which are stored as `bits`; strides in bytes, `step` in elements. Rows of contiguous elements, and
  * those of every third one (a colour of an image), are loops with constant strides, which vectorize. `some` converts as many as it can. */
 #define LOADS(name, bits, real, convert, some) \
@@ -64,7 +124,7 @@ static void name(int swapped, const char *p, ptrdiff_t row_stride, ptrdiff_t str
     for (; rows > 0; rows--, p += row_stride, to += step) { \
         if (!swapped && stride == size) { \
             for (j = 0; j < width * size; j += 64) \
-                __builtin_prefetch(p + j + AHEAD, 0, 2); \
+                prefetch(p + j); \
             for (j = some(p, width, to); j < width; j++) { \
                 memcpy(&a, p + j * size, size); \
                 to[j] = convert(a); \
@@ -82,7 +142,6 @@ static void name(int swapped, const char *p, ptrdiff_t row_stride, ptrdiff_t str
     } \
 }
 
-#define AHEAD 2048      /* bytes that are fetched ahead */
 #define PAST 1024       /* elements that are converted before they are written past the caches */
 
 #define STORES(name, bits, real, convert, some) \
@@ -129,30 +188,19 @@ static void copy_past_caches(char *to, const char *from, size_t bytes)
     memcpy(to + head + middle, from + head + middle, bytes - head - middle);
 }
 
-/* What the processor converts itself. */
 static inline ptrdiff_t floats_of_halves(const char *from, ptrdiff_t n, float *to)
 {
-    ptrdiff_t j = 0;
-#if defined(__AVX512F__)
-    for (; j + 16 <= n; j += 16)
-        _mm512_storeu_ps(to + j, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from + 2 * j))));
-#elif defined(__F16C__)
-    for (; j + 8 <= n; j += 8)
-        _mm256_storeu_ps(to + j, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * j))));
-#endif
+    ptrdiff_t j;
+    for (j = 0; j + 16 <= n; j += 16)
+        load_16(0, from + 2 * j, to + j);
     return j;
 }
 
 static inline ptrdiff_t halves_of_floats(const float *from, ptrdiff_t n, char *to)
 {
-    ptrdiff_t j = 0;
-#if defined(__AVX512F__)
-    for (; j + 16 <= n; j += 16)
-        _mm256_storeu_si256((__m256i *)(to + 2 * j), _mm512_cvtps_ph(_mm512_loadu_ps(from + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif defined(__F16C__)
-    for (; j + 8 <= n; j += 8)
-        _mm_storeu_si128((__m128i *)(to + 2 * j), _mm256_cvtps_ph(_mm256_loadu_ps(from + j), _MM_FROUND_TO_NEAREST_INT));
-#endif
+    ptrdiff_t j;
+    for (j = 0; j + 16 <= n; j += 16)
+        store_16(0, from + j, to + 2 * j, 0);
     return j;
 }
 
