@@ -22,16 +22,16 @@ class IncompatibleKeys(NamedTuple):
 # What changes a layer's state, or takes several parts of it, holds one of these, chosen by the layer's address: a lock of its own could be
 # neither copied nor pickled. Reentrant, as a signal's handler may save the layer that a call is training.
 _LOCKS = tuple(threading.RLock() for _ in range(61))
-_held = contextlib.ExitStack()
+_locks_held = contextlib.ExitStack()
 
 
 def _hold_all():
     for lock in _LOCKS:
-        _held.enter_context(lock)
+        _locks_held.enter_context(lock)
 
 
 def _release_all():
-    _held.pop_all().close()     # detached first: with the first lock, the next to fork may come
+    _locks_held.pop_all().close()     # detached first: with the first lock, the next to fork may come
 
 
 # A forked child finds each layer as between two calls, and no lock held by a thread that it doesn't have.
