@@ -291,20 +291,20 @@ cdef cnp.ndarray output(object out, cnp.ndarray x):
     cdef cnp.ndarray array
     if out is None:
         return new_like(x, None if dtype_of(x) <= BFLOAT16 else np.dtype(np.float32))
-    check_written(out, "out", np.shape(x))
+    check_written(out, "out", x)
     array = out
     check_type(array, "out", x)
     return array
 
 
-cdef int check_written(object a, str name, tuple shape) except -1:
-    """An array that is to be written."""
+cdef int check_written(object a, str name, cnp.ndarray like) except -1:
+    """An array that is to be written, of the shape of `like`."""
     cdef cnp.ndarray array
     if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or means_more(a)):
         raise TypeError(f"{name}: expected a NumPy array, got {type(a).__name__}")
     array = a
-    if np.shape(array) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {np.shape(array)}")
+    if not same_shape(array, like):
+        raise ValueError(f"{name}: expected shape {np.shape(like)}, got {np.shape(array)}")
     if not PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
     check_own_places(array, name)

@@ -60,9 +60,10 @@ def elements_of(a, name):
 
 def new_output(shape, dtype, out, read, name):
     """`out`, having checked that it can be written and doesn't overlap the array `read`, or a new array."""
+    like = np.broadcast_to(np.float32(0), shape)
     if out is None:
-        return new_like(np.broadcast_to(np.float32(0), shape), dtype)
-    check_written(out, "out", shape)
+        return new_like(like, dtype)
+    check_written(out, "out", like)
     if out.dtype != dtype:
         raise TypeError(f"out: expected dtype {dtype}, got {out.dtype}")
     check_overlap(out, "out", read, name, False)

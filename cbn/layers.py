@@ -152,7 +152,7 @@ class BatchNorm:
         out : array of x's shape and dtype to write; may be x or the residual itself, at the cost of `backward`. None: a new array.
         Raises ValueError, TypeError or (on_nonfinite="raise") FloatingPointError, having changed neither `out` nor the layer.
         """
-        given = x, residual
+        given, given_residual = x, residual
         if type(x) is not np.ndarray:
             x = array_of(x, "x")
         if residual is not None and type(residual) is not np.ndarray:
@@ -175,12 +175,12 @@ class BatchNorm:
         if not affine and self.activation is None:
             x = _outline(x)
             self._forward = x, None if residual is None else x, None, affine
-        elif overwritten(out, x, residual):
+        elif out is not None and overwritten(out, x, residual):
             self._forward = None
         elif self.training:
             self._forward = x, residual, None, affine
         else:   # weak, so that a network at inference doesn't keep its layers' inputs alive
-            self._forward = *(None if a is None else _weak(a) for a in given), None, affine
+            self._forward = _weak(given), None if residual is None else _weak(given_residual), None, affine
         return y
 
     @property
