@@ -61,11 +61,17 @@ cdef enum:
     FLUSH = 8 * SEQUENCE        # the rows of that many trees
     ALIGN_LENGTH = 96           # elements of a segment that are worth aligning
     STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
+    GATE_OFFSET = COEFFICIENTS + 3      # of the arrays of coefficients, the gates' offset
     CONCLUDED = 128             # channels that are concluded side by side
     GATED = 2048                # elements that are taken back through an activation at a time
     APPLIED = 4096              # elements of copied arrays that the apply pass takes at a time, at most COPIED
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
 
+
+cdef enum:                      # `paired`, a constant of inlined loops: what they take
+    X_ALONE
+    PAIRED                      # x with dy
+    GATED_PAIR                  # x with dy that is first taken back through an activation of which the gradient is 0 or 1
 
 cdef enum:                      # phases of the work
     CHANNELS                    # all of it, a group of channels after the other
@@ -370,11 +376,24 @@ cdef inline wide tree(Py_ssize_t n, wide a0, wide a1, wide a2, wide a3, wide a4,
     return ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7))
 
 
+cdef inline real gated(real dy, real v, real low, real high) noexcept nogil:
+    """dy behind an activation whose input is v. NaN lets it pass."""
+    dy = 0 if v <= low else dy
+    return 0 if v >= high else dy
+
+
+cdef inline bint gate_in_registers(const Job* job) noexcept nogil:
+    return job.fusion == PIECEWISE and not job.leaky and not job.with_residual
+
+
 cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t width,
-                          const wide* shift, wide* s, wide* q, bint paired) noexcept nogil:
-    """With b = x - shift, and a = dy if paired else b: s += sum of a, q += sum of a * b, over n = 1, 2, 4 or 8 rows of each column."""
+                          const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q, int paired) noexcept nogil:
+    """With b = x - shift, and a = dy if paired else b: s += sum of a, q += sum of a * b, over n = 1, 2, 4 or 8 rows of each column.
+
+    gate : for GATED_PAIR, lo, scale and offset of the columns, TILE apart; their hi is the shift.
+    """
     cdef Py_ssize_t j
-    cdef wide c, a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
+    cdef wide c, l, k, o, a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
     a1 = a2 = a3 = a4 = a5 = a6 = a7 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = 0
     for j in range(width):
         c = shift[j]
@@ -401,6 +420,16 @@ cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, cons
                 a5 = <wide>dy[j + 5 * dy_stride]
                 a6 = <wide>dy[j + 6 * dy_stride]
                 a7 = <wide>dy[j + 7 * dy_stride]
+            if paired == GATED_PAIR:
+                l, k, o = gate[j], gate[TILE + j], gate[2 * TILE + j]
+                a0 = gated(a0, (b0 - l) * k + o, low, high)
+                a1 = gated(a1, (b1 - l) * k + o, low, high)
+                a2 = gated(a2, (b2 - l) * k + o, low, high)
+                a3 = gated(a3, (b3 - l) * k + o, low, high)
+                a4 = gated(a4, (b4 - l) * k + o, low, high)
+                a5 = gated(a5, (b5 - l) * k + o, low, high)
+                a6 = gated(a6, (b6 - l) * k + o, low, high)
+                a7 = gated(a7, (b7 - l) * k + o, low, high)
         else:
             a0, a1, a2, a3, a4, a5, a6, a7 = b0, b1, b2, b3, b4, b5, b6, b7
         s[j] += tree(n, a0, a1, a2, a3, a4, a5, a6, a7)
@@ -408,29 +437,29 @@ cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, cons
 
 
 cdef inline void accumulate(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
-                            const wide* shift, wide* s, wide* q, bint paired) noexcept nogil:
+                            const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q, int paired) noexcept nogil:
     """As add_rows, over any number of rows."""
     cdef Py_ssize_t row
     for row in range(rows // 8):
         prefetch_rows(x, x_stride * sizeof(real), width * sizeof(real))
         if paired:
             prefetch_rows(dy, dy_stride * sizeof(real), width * sizeof(real))
-        add_rows(8, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
+        add_rows(8, x, x_stride, dy, dy_stride, width, shift, gate, low, high, s, q, paired)
         x += 8 * x_stride
         if paired:
             dy += 8 * dy_stride
     if rows & 4:
-        add_rows(4, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
+        add_rows(4, x, x_stride, dy, dy_stride, width, shift, gate, low, high, s, q, paired)
         x += 4 * x_stride
         if paired:
             dy += 4 * dy_stride
     if rows & 2:
-        add_rows(2, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
+        add_rows(2, x, x_stride, dy, dy_stride, width, shift, gate, low, high, s, q, paired)
         x += 2 * x_stride
         if paired:
             dy += 2 * dy_stride
     if rows & 1:
-        add_rows(1, x, x_stride, dy, dy_stride, width, shift, s, q, paired)
+        add_rows(1, x, x_stride, dy, dy_stride, width, shift, gate, low, high, s, q, paired)
 
 
 cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, double* total_q) noexcept nogil:
@@ -443,7 +472,7 @@ cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, doub
 
 
 cdef inline void tile_sums(const Job* job, Py_ssize_t n, Py_ssize_t column, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const real* gate,
-                           double* total_s, double* total_q, bint paired) noexcept nogil:
+                           double* total_s, double* total_q, int paired) noexcept nogil:
     """Sums of `width` <= TILE columns over `rows` <= FLUSH rows, from (n, column) on."""
     cdef Py_ssize_t x_stride, dy_stride = 0
     cdef const real* x = readable(job, OF_X, &job.x, n, column, 0, rows, width, 1, &x_stride, gate)
@@ -452,23 +481,26 @@ cdef inline void tile_sums(const Job* job, Py_ssize_t n, Py_ssize_t column, Py_s
     cdef wide c[TILE]
     cdef wide s[TILE]
     cdef wide q[TILE]
-    cdef Py_ssize_t j
+    cdef wide of_gate[3 * TILE]
+    cdef Py_ssize_t j, stride = coefficient_stride(job.columns)
     for j in range(width):
         c[j] = shift[j]
         s[j] = 0
         q[j] = 0
+        if paired == GATED_PAIR:
+            of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[j + stride], gate[j + 2 * stride], gate[j + 3 * stride]
     if paired:
         dy = readable(job, OF_DY, &job.dy, n, column, 0, rows, width, 1, &dy_stride, gate)
-    if paired and job.fusion:
+    if paired == PAIRED and job.fusion:
         gate_rows(job, x, x_stride, dy, dy_stride, g, TILE, rows, width, gate)
         dy = g
         dy_stride = TILE
-    accumulate(x, x_stride, dy, dy_stride, rows, width, c, s, q, paired)
+    accumulate(x, x_stride, dy, dy_stride, rows, width, c, of_gate, <wide>job.low, <wide>job.high, s, q, paired)
     flush(s, q, width, total_s, total_q)
 
 
 cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
-                             double* total_s, double* total_q, bint paired) noexcept nogil:
+                             double* total_s, double* total_q, int paired) noexcept nogil:
     """Sums of `width` columns: tile by tile over FLUSH rows at a time, so that neighbouring tiles are read soon after one another."""
     cdef Py_ssize_t c, w, n = chunk.n0, rows
     while n < chunk.n1:
@@ -490,7 +522,7 @@ cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, 
 
 
 cdef inline void segment_sums(const Job* job, Py_ssize_t n, Py_ssize_t channel, Py_ssize_t i, Py_ssize_t length, wide shift, const real* gate,
-                              wide* s, wide* q, bint first, bint paired) noexcept nogil:
+                              wide* s, wide* q, bint first, int paired) noexcept nogil:
     """Add the `length` <= FLUSH * LANES elements of one channel from (n, channel, i) on to its LANES sums (or, if first, start these).
 
     Element i goes to lane i % LANES; the last length % LANES ones go to the last lanes.
@@ -498,16 +530,20 @@ cdef inline void segment_sums(const Job* job, Py_ssize_t n, Py_ssize_t channel, 
     cdef wide c[LANES]
     cdef wide lanes_s[LANES]
     cdef wide lanes_q[LANES]
+    cdef wide of_gate[3 * TILE]
     cdef real g[FLUSH * LANES]
-    cdef wide a, b
-    cdef Py_ssize_t j, stride, rest = length % LANES
+    cdef wide a, b, low = <wide>job.low, high = <wide>job.high
+    cdef Py_ssize_t j, stride, rest = length % LANES, step = coefficient_stride(job.columns)
     cdef const real* x = readable(job, OF_X, &job.x, n, channel, i, 1, 1, length, &stride, gate)
     cdef const real* dy = NULL
     if paired:
         dy = readable(job, OF_DY, &job.dy, n, channel, i, 1, 1, length, &stride, gate)
-    if paired and job.fusion:
+    if paired == PAIRED and job.fusion:
         gate_rows(job, x, 0, dy, 0, g, 0, 1, length, gate)
         dy = g
+    if paired == GATED_PAIR:
+        for j in range(LANES):
+            of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[step], gate[2 * step], gate[3 * step]
     if length < LANES:
         if first:
             for j in range(LANES):
@@ -516,6 +552,8 @@ cdef inline void segment_sums(const Job* job, Py_ssize_t n, Py_ssize_t channel, 
         for j in range(length):
             b = <wide>x[j] - shift
             a = <wide>dy[j] if paired else b
+            if paired == GATED_PAIR:
+                a = gated(a, (b - of_gate[0]) * of_gate[TILE] + of_gate[2 * TILE], low, high)
             s[j] += a
             q[j] += a * b
         return
@@ -523,7 +561,7 @@ cdef inline void segment_sums(const Job* job, Py_ssize_t n, Py_ssize_t channel, 
         c[j] = shift
         lanes_s[j] = 0 if first else s[j]
         lanes_q[j] = 0 if first else q[j]
-    accumulate(x, LANES, dy, LANES, length // LANES, LANES, c, lanes_s, lanes_q, paired)
+    accumulate(x, LANES, dy, LANES, length // LANES, LANES, c, of_gate, low, high, lanes_s, lanes_q, paired)
     if rest:
         # The last LANES elements again, those done before left out: full width, no tail loop.
         x += length - LANES
@@ -534,6 +572,8 @@ cdef inline void segment_sums(const Job* job, Py_ssize_t n, Py_ssize_t channel, 
             a = b
             if paired:
                 a = <wide>dy[j] if j >= LANES - rest else 0
+            if paired == GATED_PAIR:
+                a = gated(a, (b - of_gate[0]) * of_gate[TILE] + of_gate[2 * TILE], low, high)
             lanes_s[j] += a
             lanes_q[j] += a * b
     for j in range(LANES):
@@ -551,7 +591,7 @@ cdef inline double folded(const wide* lanes) noexcept nogil:
 
 
 cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
-                          double* total_s, double* total_q, bint paired) noexcept nogil:
+                          double* total_s, double* total_q, int paired) noexcept nogil:
     """Sums of `width` channels, one after the other in each row."""
     cdef wide s[TILE * LANES]
     cdef wide q[TILE * LANES]
@@ -590,7 +630,7 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
 
 
 cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
-                            double* total_s, double* total_q, bint paired, const real* kind) noexcept nogil:
+                            double* total_s, double* total_q, int paired, const real* kind) noexcept nogil:
     """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE)."""
     cdef Py_ssize_t j
     for j in range(width):
@@ -619,10 +659,10 @@ cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ss
         shift[j] = value(job, OF_X, &job.x, chunk.n0, c0 + j, chunk.i0, kind)
         if not finite(shift[j]):
             shift[j] = 0
-    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, kind)
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, X_ALONE, kind)
     for j in range(width):
         shift[j] += total_s[j] / count
-    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, False, kind)
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, X_ALONE, kind)
     for j in range(width):
         if wanted[j]:
             mean = total_s[j] / count
@@ -662,7 +702,7 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
             at = few_values
             step = 1
         shift[j] = tree(8, at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
-    chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, False, kind)
+    chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, X_ALONE, kind)
     for j in range(width):
         mean = total_s[j] / count
         m2 = total_q[j] - total_s[j] * mean
@@ -734,7 +774,10 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
     for j in range(width):
         shift[j] = <real>rest[j]
         rest[j] -= shift[j]
-    chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, True, kind)
+    if gate_in_registers(job):
+        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, GATED_PAIR, kind)
+    else:
+        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, PAIRED, kind)
     for j in range(width):
         dy_sums[j] = total_s[j]
         products[j] = total_q[j] - (rest[j] * total_s[j] if rest[j] != 0 else 0)
@@ -888,12 +931,17 @@ cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* ki
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
 
 cdef inline void transform_row(const Job* job, const real* x, const real* dy, real* y, Py_ssize_t width, const real* hi, const real* lo,
-                               const real* scale, const real* offset, const real* slope, bint finish, bint stream, bint paired) noexcept nogil:
+                               const real* scale, const real* offset, const real* slope, const real* bias, bint finish, bint stream,
+                               int paired) noexcept nogil:
     """One row of the apply pass; computed before it is stored, so y may be x or dy."""
     cdef real row[TILE]         # of this function, so that it never leaves the registers
+    cdef real b, low = <real>job.low, high = <real>job.high
     cdef Py_ssize_t j
     for j in range(width):
-        if paired:
+        if paired == GATED_PAIR:
+            b = (x[j] - hi[j]) - lo[j]
+            row[j] = ((gated(dy[j], b * scale[j] + bias[j], low, high) - offset[j]) - b * slope[j]) * scale[j]
+        elif paired:
             row[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
         else:
             row[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
@@ -908,7 +956,7 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
 
 cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                            Py_ssize_t rows, Py_ssize_t width, Py_ssize_t head, Py_ssize_t overlap, const real* hi, const real* lo,
-                           const real* scale, const real* offset, const real* slope, bint stream, bint paired) noexcept nogil:
+                           const real* scale, const real* offset, const real* slope, const real* bias, bint stream, int paired) noexcept nogil:
     """The apply pass down the rows of a tile, the first of which begins at `head`.
 
     head, overlap : unless 0, there is a further row at 0, or at `overlap`, which overlaps the others: what comes before the first boundary of a
@@ -921,15 +969,15 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
     cdef bint finish = job.fusion and job.apply == FORWARD
     cdef Py_ssize_t i, j
     if head:
-        transform_row(job, x, dy, first, width, hi, lo, scale, offset, slope, finish, False, paired)
+        transform_row(job, x, dy, first, width, hi, lo, scale, offset, slope, bias, finish, False, paired)
     if overlap:
-        transform_row(job, x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, finish, False, paired)
+        transform_row(job, x + overlap, dy + overlap if paired else dy, last, width, hi, lo, scale, offset, slope, bias, finish, False, paired)
     x += head
     y += head
     if paired:
         dy += head
     for i in range(rows):
-        transform_row(job, x, dy, y, width, hi, lo, scale, offset, slope, finish, stream, paired)
+        transform_row(job, x, dy, y, width, hi, lo, scale, offset, slope, bias, finish, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
@@ -949,13 +997,14 @@ cdef inline Py_ssize_t to_cache_line(const real* y) noexcept nogil:
 
 
 cdef inline void row_transform(const Job* job, const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
-                               bint stream, bint paired) noexcept nogil:
+                               bint stream, int paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of one channel."""
     cdef real hi[LANES]
     cdef real lo[LANES]
     cdef real scale[LANES]
     cdef real offset[LANES]
     cdef real slope[LANES]
+    cdef real bias[LANES]
     cdef Py_ssize_t j, head = 0
     for j in range(LANES):
         hi[j] = coefficients[0]
@@ -964,25 +1013,27 @@ cdef inline void row_transform(const Job* job, const real* x, const real* dy, re
         offset[j] = coefficients[3 * stride]
         if paired:
             slope[j] = coefficients[4 * stride]
+        if paired == GATED_PAIR:
+            bias[j] = coefficients[GATE_OFFSET * stride]
     if length < LANES:
-        transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, False, paired)
+        transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, bias, False, paired)
         return
     if length >= ALIGN_LENGTH:
         head = to_cache_line(y)
     transform(job, x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
-              hi, lo, scale, offset, slope, stream, paired)
+              hi, lo, scale, offset, slope, bias, stream, paired)
 
 
 cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
+                                Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, int paired) noexcept nogil:
     """The apply pass over a tile of `width` <= TILE columns."""
     transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, coefficients, coefficients + stride, coefficients + 2 * stride,
-              coefficients + 3 * stride, coefficients + 4 * stride, stream, paired)
+              coefficients + 3 * stride, coefficients + 4 * stride, coefficients + GATE_OFFSET * stride, stream, paired)
 
 
 cdef inline void column_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                                   Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride,
-                                  bint stream, bint paired) noexcept nogil:
+                                  bint stream, int paired) noexcept nogil:
     """The apply pass over `width` columns of `rows` rows."""
     cdef Py_ssize_t c = 0, w
     while c < width:
@@ -1016,6 +1067,8 @@ cdef inline void apply(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t 
     """The apply pass over the box of rows [n0, n1) x columns [c0, c1) x inner indices [i0, i1)."""
     if job.places != NULL:
         apply_copied(job, n0, n1, c0, c1, i0, i1, kind)
+    elif job.apply == BACKWARD and gate_in_registers(job):
+        apply_gated_pair(job, n0, n1, c0, c1, i0, i1, kind)
     elif job.apply == FORWARD or not job.fusion:
         apply_from(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, kind)
     else:
@@ -1031,7 +1084,7 @@ cdef inline void see_copy(View* view, void* copy, Py_ssize_t n, Py_ssize_t c, Py
 
 
 cdef inline void narrow_step(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t n, const float* hi, const float* lo,
-                             const float* scale, const float* offset, const float* slope, bint finish, bint stream, bint paired) noexcept nogil:
+                             const float* scale, const float* offset, const float* slope, bint finish, bint stream, int paired) noexcept nogil:
     """The apply pass over n <= LANES elements of 16 bits, in registers."""
     cdef float x_row[LANES]
     cdef float dy_row[LANES]
@@ -1048,7 +1101,7 @@ cdef inline void narrow_step(const Job* job, bint brain, const char* x, const ch
         load_16(brain, x, x_row)
         if paired:
             load_16(brain, dy, dy_row)
-    transform_row(job, x_row, dy_row, row, LANES, hi, lo, scale, offset, slope, finish, False, paired)
+    transform_row(job, x_row, dy_row, row, LANES, hi, lo, scale, offset, slope, NULL, finish, False, paired)
     if n < LANES:
         store_16(brain, row, part, False)
         memcpy(y, part, 2 * n)
@@ -1057,7 +1110,7 @@ cdef inline void narrow_step(const Job* job, bint brain, const char* x, const ch
 
 
 cdef inline void narrow_run(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t length, const float* coefficients,
-                            Py_ssize_t stride, Py_ssize_t step, bint finish, bint stream, bint paired) noexcept nogil:
+                            Py_ssize_t stride, Py_ssize_t step, bint finish, bint stream, int paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of 16 bits; the coefficients of each are `step` = 0 or 1 from those of the one before.
 
     With step 0 there are LANES of them side by side."""
@@ -1082,7 +1135,7 @@ cdef inline void narrow_run(const Job* job, bint brain, const char* x, const cha
 
 
 cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, bint finish, bint stream,
-                             bint paired) noexcept nogil:
+                             int paired) noexcept nogil:
     """The apply pass over rows of the column layout."""
     cdef const Place* x = &job.places.of[OF_DY if job.apply == FROZEN else OF_X]
     cdef const Place* dy = &job.places.of[OF_DY]
@@ -1102,7 +1155,7 @@ cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize
 
 
 cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
-                            bint finish, bint paired) noexcept nogil:
+                            bint finish, int paired) noexcept nogil:
     """The apply pass over arrays of 16 bits whose elements are contiguous along the inner axis, or, in the column layout, the channels."""
     cdef const Place* x = &job.places.of[OF_DY if job.apply == FROZEN else OF_X]
     cdef const Place* dy = &job.places.of[OF_DY]
@@ -1135,11 +1188,11 @@ cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_
 cdef inline void narrow(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0,
                         Py_ssize_t i1) noexcept nogil:
     if job.apply == BACKWARD:
-        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, True)
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, PAIRED)
     elif job.fusion:
-        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, True, False)
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, True, X_ALONE)
     else:
-        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, False)
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, X_ALONE)
 
 
 cdef bint apply_narrow(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1) noexcept nogil:
@@ -1206,10 +1259,15 @@ cdef void apply_piece(const Job* of_places, Job* job, Py_ssize_t n0, Py_ssize_t 
 cdef void apply_from(const Job* job, const View* x, const View* dy, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1,
                      Py_ssize_t i0, Py_ssize_t i1, real* kind) noexcept nogil:
     if job.apply == BACKWARD:
-        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, True, kind)
+        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, PAIRED, kind)
     else:
         # What scales dy alone is the forward formula with dy in the place of x.
-        apply_box(job, dy if job.apply == FROZEN else x, dy, n0, n1, c0, c1, i0, i1, False, kind)
+        apply_box(job, dy if job.apply == FROZEN else x, dy, n0, n1, c0, c1, i0, i1, X_ALONE, kind)
+
+
+cdef void apply_gated_pair(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
+                           real* kind) noexcept nogil:
+    apply_box(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, GATED_PAIR, kind)
 
 
 cdef void apply_gated(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
@@ -1245,7 +1303,7 @@ cdef void apply_gated(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c
 
 
 cdef inline void block_transform(const Job* job, const View* x, const real* x_at, const View* dy, const real* dy_at, real* y_at, Py_ssize_t rows,
-                                 Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, bint paired) noexcept nogil:
+                                 Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, int paired) noexcept nogil:
     """The apply pass over `rows` rows of `width` columns, in blocks of rows so that neighbouring tiles follow one another closely."""
     cdef Py_ssize_t n = 0, step = max(1, BLOCK // max(1, x.outer_stride))
     while n < rows:
@@ -1255,7 +1313,7 @@ cdef inline void block_transform(const Job* job, const View* x, const real* x_at
 
 
 cdef inline void apply_box(const Job* job, const View* x, const View* dy, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1,
-                           Py_ssize_t i0, Py_ssize_t i1, bint paired, real* kind) noexcept nogil:
+                           Py_ssize_t i0, Py_ssize_t i1, int paired, real* kind) noexcept nogil:
     cdef Py_ssize_t n, c, rows, head = 0, width = c1 - c0, stride = coefficient_stride(job.columns)
     cdef const real* coefficients = <const real*>job.coefficients
     cdef const real* x_at
