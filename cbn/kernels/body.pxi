@@ -73,6 +73,12 @@ cdef enum:                      # `paired`, a constant of inlined loops: what th
     PAIRED                      # x with dy
     GATED_PAIR                  # x with dy that is first taken back through an activation of which the gradient is 0 or 1
 
+cdef enum:                      # `finish`, a constant of inlined loops: what follows the affine map
+    NOTHING
+    CLIP                        # at either end or none
+    ADD_CLIP                    # after adding the residual
+    ANYTHING                    # whatever the job says
+
 cdef enum:                      # phases of the work
     CHANNELS                    # all of it, a group of channels after the other
     PREPARE                     # for gradients through an activation
@@ -245,17 +251,26 @@ cdef inline const real* residual_at(const Job* job, const real* x) noexcept nogi
     return <const real*>(<const char*>x + job.residual)
 
 
-cdef inline void finish_row(const Job* job, const real* x, real* row, Py_ssize_t width) noexcept nogil:
+cdef inline int finish_of(const Job* job) noexcept nogil:
+    """What follows the affine map in the apply pass."""
+    if not job.fusion or job.apply != FORWARD:
+        return NOTHING
+    if job.fusion == PIECEWISE and not job.leaky:
+        return ADD_CLIP if job.with_residual else CLIP
+    return ANYTHING
+
+
+cdef inline void finish_row(const Job* job, const real* x, real* row, Py_ssize_t width, int finish) noexcept nogil:
     """Add the residual to a row of the affine map of x, and apply the activation. NaN stays NaN."""
     cdef const real* r = residual_at(job, x)
     cdef real low = <real>job.low, high = <real>job.high, slope = <real>job.slope, t
     cdef Py_ssize_t j
-    if job.with_residual:
+    if finish == ADD_CLIP or finish == ANYTHING and job.with_residual:
         for j in range(width):
             row[j] = row[j] + r[j]
-    if job.fusion == PIECEWISE:
+    if finish != ANYTHING or job.fusion == PIECEWISE:
         for j in range(width):
-            t = row[j] * slope if job.leaky else low
+            t = row[j] * slope if finish == ANYTHING and job.leaky else low
             t = t if row[j] < low else row[j]
             row[j] = high if t > high else t
     else:
@@ -931,7 +946,7 @@ cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* ki
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
 
 cdef inline void transform_row(const Job* job, const real* x, const real* dy, real* y, Py_ssize_t width, const real* hi, const real* lo,
-                               const real* scale, const real* offset, const real* slope, const real* bias, bint finish, bint stream,
+                               const real* scale, const real* offset, const real* slope, const real* bias, int finish, bint stream,
                                int paired) noexcept nogil:
     """One row of the apply pass; computed before it is stored, so y may be x or dy."""
     cdef real row[TILE]         # of this function, so that it never leaves the registers
@@ -946,12 +961,24 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
         else:
             row[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
     if finish and not paired:
-        finish_row(job, x, row, width)
+        finish_row(job, x, row, width, finish)
     if stream:
         stream_store(y, row, width * sizeof(real))
     else:
         for j in range(width):
             y[j] = row[j]
+
+
+cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+                                Py_ssize_t rows, Py_ssize_t width, const real* hi, const real* lo, const real* scale, const real* offset,
+                                const real* slope, const real* bias, int finish, bint stream, int paired) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(rows):
+        transform_row(job, x, dy, y, width, hi, lo, scale, offset, slope, bias, finish, stream, paired)
+        x += x_stride
+        y += y_stride
+        if paired:
+            dy += dy_stride
 
 
 cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
@@ -966,8 +993,8 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
     cdef real last[TILE]
     cdef real* begin = y
     cdef real* end = y + overlap
-    cdef bint finish = job.fusion and job.apply == FORWARD
-    cdef Py_ssize_t i, j
+    cdef int finish = ANYTHING if finish_of(job) else NOTHING
+    cdef Py_ssize_t j
     if head:
         transform_row(job, x, dy, first, width, hi, lo, scale, offset, slope, bias, finish, False, paired)
     if overlap:
@@ -976,12 +1003,14 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
     y += head
     if paired:
         dy += head
-    for i in range(rows):
-        transform_row(job, x, dy, y, width, hi, lo, scale, offset, slope, bias, finish, stream, paired)
-        x += x_stride
-        y += y_stride
-        if paired:
-            dy += dy_stride
+    if paired or not finish:
+        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, hi, lo, scale, offset, slope, bias, NOTHING, stream, paired)
+    elif finish_of(job) == CLIP:
+        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, hi, lo, scale, offset, slope, bias, CLIP, stream, paired)
+    elif finish_of(job) == ADD_CLIP:
+        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, hi, lo, scale, offset, slope, bias, ADD_CLIP, stream, paired)
+    else:
+        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, hi, lo, scale, offset, slope, bias, ANYTHING, stream, paired)
     # Of lines that were just written past the caches, not one byte, or they would have to be fetched again.
     if head:
         for j in range(head if stream else width):
@@ -1084,7 +1113,7 @@ cdef inline void see_copy(View* view, void* copy, Py_ssize_t n, Py_ssize_t c, Py
 
 
 cdef inline void narrow_step(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t n, const float* hi, const float* lo,
-                             const float* scale, const float* offset, const float* slope, bint finish, bint stream, int paired) noexcept nogil:
+                             const float* scale, const float* offset, const float* slope, int finish, bint stream, int paired) noexcept nogil:
     """The apply pass over n <= LANES elements of 16 bits, in registers."""
     cdef float x_row[LANES]
     cdef float dy_row[LANES]
@@ -1110,7 +1139,7 @@ cdef inline void narrow_step(const Job* job, bint brain, const char* x, const ch
 
 
 cdef inline void narrow_run(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t length, const float* coefficients,
-                            Py_ssize_t stride, Py_ssize_t step, bint finish, bint stream, int paired) noexcept nogil:
+                            Py_ssize_t stride, Py_ssize_t step, int finish, bint stream, int paired) noexcept nogil:
     """The apply pass over `length` contiguous elements of 16 bits; the coefficients of each are `step` = 0 or 1 from those of the one before.
 
     With step 0 there are LANES of them side by side."""
@@ -1134,7 +1163,7 @@ cdef inline void narrow_run(const Job* job, bint brain, const char* x, const cha
                     at + 4 * stride, finish, False, paired)
 
 
-cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, bint finish, bint stream,
+cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, int finish, bint stream,
                              int paired) noexcept nogil:
     """The apply pass over rows of the column layout."""
     cdef const Place* x = &job.places.of[OF_DY if job.apply == FROZEN else OF_X]
@@ -1155,7 +1184,7 @@ cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize
 
 
 cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
-                            bint finish, int paired) noexcept nogil:
+                            int finish, int paired) noexcept nogil:
     """The apply pass over arrays of 16 bits whose elements are contiguous along the inner axis, or, in the column layout, the channels."""
     cdef const Place* x = &job.places.of[OF_DY if job.apply == FROZEN else OF_X]
     cdef const Place* dy = &job.places.of[OF_DY]
@@ -1188,11 +1217,11 @@ cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_
 cdef inline void narrow(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0,
                         Py_ssize_t i1) noexcept nogil:
     if job.apply == BACKWARD:
-        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, PAIRED)
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, NOTHING, PAIRED)
     elif job.fusion:
-        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, True, X_ALONE)
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, ANYTHING, X_ALONE)
     else:
-        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, False, X_ALONE)
+        narrow_box(job, brain, n0, n1, c0, c1, i0, i1, NOTHING, X_ALONE)
 
 
 cdef bint apply_narrow(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1) noexcept nogil:
