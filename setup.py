@@ -4,6 +4,7 @@ CBN_OPENMP=on requires OpenMP, =off leaves it out; by default it is used if a pr
 compiler that come after all others.
 """
 
+import glob
 import os
 import platform
 import tempfile
@@ -58,7 +59,7 @@ def extension(name, flags=()):
         include_dirs=[numpy.get_include(), "cbn", "cbn/kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
         extra_compile_args=list(flags),
-        depends=["cbn/checks.pxi", "cbn/views.pxi"] + [f"cbn/kernels/{name}" for name in ("body.pxi", "elements.h", "float_mode.h", "stream.h", "team.h")],
+        depends=["cbn/checks.pxi", "cbn/views.pxi", *glob.glob("cbn/kernels/*.pxi"), *glob.glob("cbn/kernels/*.h")],
     )
 
 

@@ -14,7 +14,7 @@ kind=address
 case ${1:-} in address | thread) kind=$1; shift ;; esac
 if [ $kind = address ]; then
     flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
-    tests=(accuracy arrays errors failing_calls gradients layers nonfinite on_nonfinite properties statistics threads)
+    tests=(accuracy arrays errors failing_calls frozen gradients images layers nonfinite on_nonfinite properties statistics threads types)
     chosen=""
     # Python itself, NumPy and the OpenMP runtime leak at exit, or seem to.
     export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:exitcode=99:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
