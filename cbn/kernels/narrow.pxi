@@ -102,7 +102,7 @@ cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_
             y_at = place_of(job, y, n, c, i0)
             if paired:
                 dy_at = place_of(job, dy, n, c, i0)
-            if job.stream and i1 - i0 >= STREAM_LENGTH:
+            if job.stream and i1 - i0 >= STREAM_LENGTH and <size_t>y_at % 2 == 0:      # elsewhere no element is on a boundary
                 narrow_run(job, brain, place_of(job, x, n, c, i0), dy_at, y_at, i1 - i0, splat, LANES, 0, finish, True, paired)
             else:
                 narrow_run(job, brain, place_of(job, x, n, c, i0), dy_at, y_at, i1 - i0, splat, LANES, 0, finish, False, paired)
