@@ -261,7 +261,7 @@ cdef inline real gated(real dy, real v, real low, real high) noexcept nogil:
 
 
 cdef inline bint gate_in_registers(const Job* job) noexcept nogil:
-    return job.fusion == PIECEWISE and not job.leaky and not job.with_residual
+    return job.fusion == PIECEWISE and not (job.leaky or job.with_residual or job.with_residual_grad)
 
 
 cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t width,
