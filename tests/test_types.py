@@ -14,7 +14,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  
 FLOATS = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 INTEGERS = [np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16)]
 named = {"ids": lambda dtype: dtype.name}
-def misaligned(a):
+
+
+def off_by_one(a):
+    """At an odd address."""
     view = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
     view[...] = a
     return view
@@ -27,8 +30,8 @@ LAYOUTS = {
     "N,H,W,C, few channels": ((2, 40, 30, 3), -1, np.array),
     "N,C": ((70, 40), 1, np.array),
     "channels last in memory": ((2, 20, 6, 5), 1, lambda a: np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)),
-    "misaligned": ((2, 3, 40, 50), 1, misaligned),
-    "misaligned, channels last": ((20, 50, 64), -1, misaligned),
+    "misaligned": ((2, 3, 40, 50), 1, off_by_one),
+    "misaligned, channels last": ((20, 50, 64), -1, off_by_one),
     "reversed": ((2, 20, 6, 5), 1, lambda a: np.ascontiguousarray(a[:, ::-1, :, ::-1])[:, ::-1, :, ::-1]),
     "a crop": ((3, 5, 9, 7), 1, lambda a: np.pad(a, 1)[1:-1, 1:-1, 1:-1, 1:-1]),
     "a slice of channels": ((3, 9, 7, 5), -1, lambda a: np.concatenate([a, a], -1)[..., :5]),
