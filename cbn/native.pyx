@@ -7,7 +7,8 @@ from libc.stdlib cimport free, malloc
 from . cimport dispatch
 from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
 from .kernels.plan cimport coefficient_stride, share_work
-from .kernels.table cimport ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADIENTS, HARD_SWISH, MOMENTS, PIECEWISE, Job, Vector
+from .kernels.table cimport (ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADIENTS, HARD_SWISH, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, PIECEWISE, Job,
+                            Vector)
 from .threads cimport Loan, begin, borrow, give_back, worth_team
 
 
@@ -20,6 +21,17 @@ cdef bint worth_threads(const Job* job) noexcept nogil:
     return worth_team(elements_of(job))
 
 
+cdef bint reads_where_it_writes(const Job* job) noexcept nogil:
+    cdef const char* at[OF_Y + 1]
+    cdef int which
+    at[OF_X], at[OF_DY], at[OF_Y] = <char*>job.x.data, <char*>job.dy.data, <char*>job.y.data
+    at[OF_RESIDUAL] = at[OF_X] + job.residual if job.with_residual else NULL
+    for which in range(OF_Y + 1):
+        if job.places != NULL and job.places.of[which].data != NULL:
+            at[which] = <char*>job.places.of[which].data
+    return at[OF_Y] == at[OF_X] or at[OF_Y] == at[OF_DY] or at[OF_Y] == at[OF_RESIDUAL]
+
+
 cdef bint execute(Job* job, int budget) noexcept nogil:
     """Run a job that is complete but for its share_work and memory, on up to `budget` threads.
 
@@ -28,10 +40,12 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     cdef Py_ssize_t partials, coefficients, copies = 0, itemsize = 4 if job.dtype == FLOAT32 else 8
     cdef double elements = elements_of(job)
     cdef char* memory
+    cdef bint stream
     cdef Loan loan
     borrow(&loan, elements, budget)
-    share_work(job, loan.threads, elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes, elements * job.bytes_read,
-               dispatch.core_cache)
+    # What has just been read is in the first cache, and is written there.
+    stream = elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes and not reads_where_it_writes(job)
+    share_work(job, loan.threads, stream, elements * job.bytes_read, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
     coefficients = (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * itemsize
     if not job.reduction:

@@ -25,8 +25,14 @@ extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
 /* The most that a single call counts for. */
 #define SECONDS_STALL 0.010
 
-/* How long a process does without teams whose time is spent waiting for cores that others use. */
+/* How long a process does without teams whose time is spent waiting for cores that others use: the least; and, doubled each time that it is so
+ * again within SECONDS_SUSPECT after that, the most. */
 #define SECONDS_SERIAL 0.5
+#define SECONDS_SERIAL_MOST 4.0
+#define SECONDS_SUSPECT 1.0
+
+/* For this long, calls that met leave each other room: as many threads for each as if they would always meet. */
+#define SECONDS_CROWD 0.010
 
 static struct {
     void *owner;                    /* the address of `team` in the thread that has it, or NULL */
@@ -35,8 +41,12 @@ static struct {
 
 static __thread int team;           /* threads of this thread's team, itself included */
 static int computing;               /* threads at work in calls */
+static int calls;                   /* calls at work, but for those too small for a team */
+static int crowd, last_crowd;       /* the most of them at once, in this period and the last one */
+static double crowd_until;          /* the period's end */
 static double refused_until;
 static double serial_until;
+static double serial_seconds = SECONDS_SERIAL;      /* how long, the last time */
 static double patience = 0.040;     /* seconds of waiting before the process does without teams: several stalls, close upon one another */
 static double waited;
 static pthread_mutex_t teams_lock = PTHREAD_MUTEX_INITIALIZER;      /* of all these but `computing` */
@@ -113,10 +123,31 @@ static int may_have_team(int n)
     return granted;
 }
 
-/* The threads for a call that is worth n of them: all or, where calls would be using more than `budget` together, one. */
+/* The share of `budget` threads that a call which now begins may have. */
+static int share_among_calls(int budget)
+{
+    double now = seconds();
+    int together;
+    pthread_mutex_lock(&teams_lock);
+    calls++;
+    if (now >= crowd_until) {
+        last_crowd = now < crowd_until + SECONDS_CROWD ? crowd : 1;
+        crowd = 0;
+        crowd_until = now + SECONDS_CROWD;
+    }
+    if (crowd < calls)
+        crowd = calls;
+    together = crowd > last_crowd ? crowd : last_crowd;
+    pthread_mutex_unlock(&teams_lock);
+    return budget > together ? budget / together : 1;
+}
+
+/* The threads for a call that is worth n of them: all or, where calls would be using more than `budget` together, one; fewer where calls meet. */
 static int borrow_threads(int n, int budget)
 {
-    int together = __atomic_add_fetch(&computing, n, __ATOMIC_RELAXED);
+    int share = share_among_calls(budget), together;
+    n = n < share ? n : share;
+    together = __atomic_add_fetch(&computing, n, __ATOMIC_RELAXED);
     if (n > 1 && (together > budget || !may_have_team(n))) {
         __atomic_sub_fetch(&computing, n - 1, __ATOMIC_RELAXED);
         return 1;
@@ -124,26 +155,32 @@ static int borrow_threads(int n, int budget)
     return n;
 }
 
-/* After a call that took so many seconds, and would have taken one thread about serial_seconds.
+/* After a call that took so many seconds, and would have taken one thread about `alone` seconds.
  *
  * Where other processes use the cores too, threads wait for each other while they don't run: for whole time slices of the system.
  */
-static void return_threads(int n, double start, double serial_seconds)
+static void return_threads(int n, double start, double alone)
 {
     double now, elapsed;
+    int suspect;
     __atomic_sub_fetch(&computing, n, __ATOMIC_RELAXED);
-    if (n == 1)
+    pthread_mutex_lock(&teams_lock);
+    calls--;
+    if (n == 1 || start < serial_until) {
+        pthread_mutex_unlock(&teams_lock);
         return;
+    }
     now = seconds();
     elapsed = now - start;
-    pthread_mutex_lock(&teams_lock);
     /* One stall, however long, is an accident. */
-    waited += elapsed <= 2 * serial_seconds ? -elapsed : elapsed < SECONDS_STALL ? elapsed : SECONDS_STALL;
+    waited += elapsed <= 2 * alone ? -elapsed : elapsed < SECONDS_STALL ? elapsed : SECONDS_STALL;
     if (waited < 0)
         waited = 0;
-    if (waited > patience) {
+    suspect = now < serial_until + SECONDS_SUSPECT;
+    if (waited > (suspect ? patience / 4 : patience)) {
         waited = 0;
-        serial_until = now + SECONDS_SERIAL;
+        serial_seconds = !suspect ? SECONDS_SERIAL : 2 * serial_seconds < SECONDS_SERIAL_MOST ? 2 * serial_seconds : SECONDS_SERIAL_MOST;
+        serial_until = now + serial_seconds;
     }
     pthread_mutex_unlock(&teams_lock);
 }
@@ -173,8 +210,8 @@ static void in_child(void)
 #endif
     for (i = 0; i < TEAMS; i++)
         teams[i].owner = NULL;
-    computing = 0;
-    refused_until = serial_until = waited = 0;
+    computing = calls = crowd = last_crowd = 0;
+    refused_until = serial_until = crowd_until = waited = 0;
     pthread_mutex_unlock(&teams_lock);
 }
 

@@ -18,7 +18,7 @@ cdef extern from "parallel.h":
     double serial_until
     void start_parallel()
     int borrow_threads(int n, int budget) nogil
-    void return_threads(int n, double start, double serial_seconds) nogil
+    void return_threads(int n, double start, double alone) nogil
     double seconds() nogil
 
 # Elements that one thread finishes sooner than a second one is woken.

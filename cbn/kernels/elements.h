@@ -49,9 +49,6 @@ static inline uint16_t half_of_float(float f)
 #define SWAPPED(a) (sizeof(a) == 1 ? (a) : sizeof(a) == 2 ? __builtin_bswap16((uint16_t)(a)) : \
                     sizeof(a) == 4 ? __builtin_bswap32((uint32_t)(a)) : __builtin_bswap64((uint64_t)(a)))
 
-/* Into the second-level cache, so many bytes ahead. */
-static inline __attribute__((always_inline)) void prefetch(const void *p) { __builtin_prefetch((const char *)p + 4096, 0, 2); }
-
 /* 16 elements of 16 bits: float16 or, if `brain`, bfloat16. What is stored past the caches is on a 32-byte boundary. */
 static inline __attribute__((always_inline)) void load_16(int brain, const void *p, float *to)
 {
@@ -123,8 +120,7 @@ static void name(int swapped, const char *p, ptrdiff_t row_stride, ptrdiff_t str
     } \
     for (; rows > 0; rows--, p += row_stride, to += step) { \
         if (!swapped && stride == size) { \
-            for (j = 0; j < width * size; j += 64) \
-                prefetch(p + j); \
+            prefetch_row(p, width * size); \
             for (j = some(p, width, to); j < width; j++) { \
                 memcpy(&a, p + j * size, size); \
                 to[j] = convert(a); \

@@ -1,7 +1,6 @@
 # The apply pass over contiguous arrays of 16 bits, converted in registers. A part of body.pxi.
 
 cdef extern from "elements.h" nogil:
-    void prefetch(const void* p)
     void load_16(bint brain, const void* p, float* to)
     void store_16(bint brain, const float* from_, void* p, bint stream)
 
@@ -24,10 +23,13 @@ cdef inline void narrow_step(const Job* job, bint brain, const char* x, const ch
         load_16(brain, x, x_row)
         if paired:
             load_16(brain, dy, dy_row)
-    transform_row(job, x_row, dy_row, row, LANES, hi, lo, scale, offset, slope, NULL, finish, False, paired)
+    transform_row(job, x_row, dy_row, row, NULL, LANES, hi, lo, scale, offset, slope, NULL, finish, False, paired)
     if n < LANES:
         store_16(brain, row, part, False)
-        memcpy(y, part, 2 * n)
+        if stream and (<size_t>y | 2 * n) % 4 == 0:
+            stream_part(y, part, 2 * n)
+        else:
+            memcpy(y, part, 2 * n)
     else:
         store_16(brain, row, y, stream)
 
@@ -42,19 +44,19 @@ cdef inline void narrow_run(const Job* job, bint brain, const char* x, const cha
     if stream and step == 0:
         j = min(length, <Py_ssize_t>((32 - <size_t>y % 32) % 32 // 2))
         if j:
-            narrow_step(job, brain, x, dy, y, j, at, at + stride, at + 2 * stride, at + 3 * stride, at + 4 * stride, finish, False, paired)
+            narrow_step(job, brain, x, dy, y, j, at, at + stride, at + 2 * stride, at + 3 * stride, at + 4 * stride, finish, stream, paired)
     while j + LANES <= length:
         at = coefficients + j * step
-        prefetch(x + 2 * j)
+        prefetch_row(x + 2 * j, 2 * LANES)
         if paired:
-            prefetch(dy + 2 * j)
+            prefetch_row(dy + 2 * j, 2 * LANES)
         narrow_step(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, LANES, at, at + stride, at + 2 * stride, at + 3 * stride,
                     at + 4 * stride, finish, stream, paired)
         j += LANES
     if j < length:
         at = coefficients + j * step
         narrow_step(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, length - j, at, at + stride, at + 2 * stride, at + 3 * stride,
-                    at + 4 * stride, finish, False, paired)
+                    at + 4 * stride, finish, stream, paired)
 
 
 cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, int finish, bint stream,

@@ -25,15 +25,36 @@ static inline __attribute__((always_inline)) void stream_store(void *destination
         _mm_stream_si128((__m128i *)((char *)destination + i), _mm_loadu_si128((const __m128i *)((const char *)source + i)));
 }
 
+/* Multiples of 4 bytes, on a 4-byte boundary. Both parts of a line, written one after the other, leave as one. */
+static inline __attribute__((always_inline)) void stream_part(void *destination, const void *source, size_t bytes)
+{
+    size_t i;
+    for (i = 0; i < bytes; i += 4) {
+        int a;
+        memcpy(&a, (const char *)source + i, 4);
+        _mm_stream_si32((int *)((char *)destination + i), a);
+    }
+}
+
 static inline void stream_fence(void) { _mm_sfence(); }
 
 #else
 
 static inline void stream_store(void *destination, const void *source, size_t bytes) { memcpy(destination, source, bytes); }
+static inline void stream_part(void *destination, const void *source, size_t bytes) { memcpy(destination, source, bytes); }
 static inline void stream_fence(void) { }
 
 #endif
-/* Fetches ahead, into the second-level cache: 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them. */
+
+/* Fetches ahead, into the second-level cache: 4 KB further. */
+static inline __attribute__((always_inline)) void prefetch_row(const void *p, size_t width)
+{
+    size_t i;
+    for (i = 0; i < width; i += 64)
+        __builtin_prefetch((const char *)p + 4096 + i, 0, 2);
+}
+
+/* As prefetch_row: 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them. */
 static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width)
 {
     const char *ahead = (const char *)p + (stride == width ? 8192 : 8 * stride);
