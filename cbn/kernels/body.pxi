@@ -51,6 +51,7 @@ cdef enum:
     GATED = 2048                # elements that are taken back through an activation at a time
     APPLIED = 4096              # elements of copied arrays that the apply pass takes at a time, at most COPIED
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
+    REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
 
 
@@ -997,8 +998,19 @@ cdef inline void row_transform(const Job* job, const real* x, const real* dy, re
 cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                                 Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, int paired) noexcept nogil:
     """The apply pass over a tile of `width` <= TILE columns."""
-    transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, coefficients, coefficients + stride, coefficients + 2 * stride,
-              coefficients + 3 * stride, coefficients + 4 * stride, coefficients + GATE_OFFSET * stride, stream, paired)
+    cdef real of_tile[GATES * TILE]
+    cdef const real* at = coefficients
+    cdef Py_ssize_t j
+    if not paired and rows >= REGISTERED:
+        # Once, for all rows: of this function, so that they stay in registers.
+        for j in range(width):
+            of_tile[j], of_tile[TILE + j] = at[j], at[stride + j]
+            of_tile[2 * TILE + j], of_tile[3 * TILE + j] = at[2 * stride + j], at[3 * stride + j]
+        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, of_tile, of_tile + TILE, of_tile + 2 * TILE, of_tile + 3 * TILE,
+                  NULL, NULL, stream, paired)
+    else:
+        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, at, at + stride, at + 2 * stride, at + 3 * stride,
+                  at + 4 * stride, at + GATE_OFFSET * stride, stream, paired)
 
 
 cdef inline void column_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,

@@ -59,24 +59,83 @@ cdef inline void narrow_run(const Job* job, bint brain, const char* x, const cha
                     at + 4 * stride, finish, stream, paired)
 
 
-cdef inline void narrow_rows(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, int finish, bint stream,
+cdef inline void narrow_tile(const Job* job, bint brain, const char* x, Py_ssize_t x_step, const char* dy, Py_ssize_t dy_step, char* y,
+                             Py_ssize_t y_step, Py_ssize_t rows, const float* coefficients, Py_ssize_t stride, int finish, bint stream,
                              int paired) noexcept nogil:
-    """The apply pass over rows of the column layout."""
-    cdef const Place* x = &job.places.of[OF_DY if job.apply == FROZEN else OF_X]
-    cdef const Place* dy = &job.places.of[OF_DY]
-    cdef const Place* y = &job.places.of[OF_Y]
-    cdef const char* x_at = place_of(job, x, n0, c0, 0)
-    cdef const char* dy_at = place_of(job, dy, n0, c0, 0) if paired else NULL
-    cdef char* y_at = place_of(job, y, n0, c0, 0)
-    cdef Py_ssize_t n, x_step = job.fold * x.strides[0], dy_step = job.fold * dy.strides[0] if paired else 0, y_step = job.fold * y.strides[0]
-    cdef const float* coefficients = <const float*>job.coefficients + c0
-    cdef Py_ssize_t stride = coefficient_stride(job.columns), width = c1 - c0
-    for n in range(n0, n1):
-        narrow_run(job, brain, x_at, dy_at, y_at, width, coefficients, stride, 1, finish, stream, paired)
-        x_at += x_step
-        y_at += y_step
+    """The apply pass over `rows` rows of TILE columns, their coefficients in registers."""
+    cdef float at[COEFFICIENTS * TILE]
+    cdef float x_row[TILE]
+    cdef float dy_row[TILE]
+    cdef float row[TILE]
+    cdef Py_ssize_t i, j, array
+    for array in range(COEFFICIENTS if paired else GATES):
+        for j in range(TILE):
+            at[array * TILE + j] = coefficients[array * stride + j]
+    for i in range(rows):
+        prefetch_row(x, 2 * TILE)
         if paired:
-            dy_at += dy_step
+            prefetch_row(dy, 2 * TILE)
+        for j in range(TILE // LANES):
+            load_16(brain, x + 2 * LANES * j, x_row + LANES * j)
+            if paired:
+                load_16(brain, dy + 2 * LANES * j, dy_row + LANES * j)
+        transform_row(job, x_row, dy_row, row, NULL, TILE, at, at + TILE, at + 2 * TILE, at + 3 * TILE, at + 4 * TILE, NULL, finish, False, paired)
+        for j in range(TILE // LANES):
+            store_16(brain, row + LANES * j, y + 2 * LANES * j, stream)
+        x += x_step
+        y += y_step
+        if paired:
+            dy += dy_step
+
+
+cdef inline void narrow_rows(const Job* job, bint brain, const char* x, Py_ssize_t x_step, const char* dy, Py_ssize_t dy_step, char* y,
+                             Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t width, const float* coefficients, int finish, bint stream,
+                             int paired) noexcept nogil:
+    """The apply pass over rows of the column layout, in blocks of some rows, tile by tile; row by row where a line past the caches would leave in two."""
+    cdef Py_ssize_t c, i, n = 0, some, stride = coefficient_stride(job.columns), most = max(REGISTERED, BLOCK // width)
+    cdef bint by_tile = width == TILE or not stream
+    while n < rows:
+        some = min(rows - n, most)
+        c = 0
+        while c < width:
+            if by_tile and c + TILE <= width:
+                narrow_tile(job, brain, x + 2 * c, x_step, dy + 2 * c if paired else dy, dy_step, y + 2 * c, y_step, some, coefficients + c, stride,
+                            finish, stream, paired)
+            else:
+                for i in range(some):
+                    narrow_run(job, brain, x + 2 * c + i * x_step, dy + 2 * c + i * dy_step if paired else dy, y + 2 * c + i * y_step, width - c,
+                               coefficients + c, stride, 1, finish, stream, paired)
+                c = width
+            c += TILE
+        x += some * x_step
+        y += some * y_step
+        if paired:
+            dy += some * dy_step
+        n += some
+
+
+cdef inline void narrow_columns(const Job* job, bint brain, const char* x, Py_ssize_t x_step, const char* dy, Py_ssize_t dy_step, char* y,
+                                Py_ssize_t y_step, Py_ssize_t rows, Py_ssize_t width, const float* coefficients, int finish,
+                                int paired) noexcept nogil:
+    """The apply pass over rows of the column layout; where they are one stretch of memory, they begin on boundaries, as in apply_box."""
+    cdef Py_ssize_t head = 0, stride = coefficient_stride(job.columns), last = (rows - 1) * y_step
+    if job.stream and width == job.columns and width % LANES == 0 and x_step == 2 * width and y_step == x_step and (
+            not paired or dy_step == x_step) and <size_t>y % 2 == 0:
+        head = (32 - <size_t>y % 32) % 32 // 2
+    if head:
+        narrow_run(job, brain, x, dy, y, head, coefficients, stride, 1, finish, True, paired)
+        x += 2 * head
+        y += 2 * head
+        if paired:
+            dy += 2 * head
+        coefficients += head
+        rows -= 1
+    if job.stream and (<size_t>y | y_step) % 32 == 0:
+        narrow_rows(job, brain, x, x_step, dy, dy_step, y, y_step, rows, width, coefficients, finish, True, paired)
+    else:
+        narrow_rows(job, brain, x, x_step, dy, dy_step, y, y_step, rows, width, coefficients, finish, False, paired)
+    if head:
+        narrow_run(job, brain, x + last, dy + last if paired else dy, y + last, width - head, coefficients, stride, 1, finish, True, paired)
 
 
 cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
@@ -91,10 +150,10 @@ cdef inline void narrow_box(const Job* job, bint brain, Py_ssize_t n0, Py_ssize_
     cdef char* y_at
     cdef Py_ssize_t n, c, j, array, stride = coefficient_stride(job.columns)
     if job.inner == 1:
-        if job.stream and (<size_t>place_of(job, y, n0, c0, 0) | <size_t>(job.fold * y.strides[0])) % 32 == 0:
-            narrow_rows(job, brain, n0, n1, c0, c1, finish, True, paired)
-        else:
-            narrow_rows(job, brain, n0, n1, c0, c1, finish, False, paired)
+        if paired:
+            dy_at = place_of(job, dy, n0, c0, 0)
+        narrow_columns(job, brain, place_of(job, x, n0, c0, 0), job.fold * x.strides[0], dy_at, job.fold * dy.strides[0] if paired else 0,
+                       place_of(job, y, n0, c0, 0), job.fold * y.strides[0], n1 - n0, c1 - c0, coefficients + c0, finish, paired)
         return
     for n in range(n0, n1):
         for c in range(c0, c1):
