@@ -361,10 +361,11 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
             grad_dtype = weight.dtype.newbyteorder("=")
     job.reduction = GRADIENTS
     job.apply = BACKWARD if train else FROZEN
-    weight_grad = result(&job.weight_grad, channels, kernel_type)
-    bias_grad = result(&job.bias_grad, channels, kernel_type)
+    if train or affine:
+        weight_grad = result(&job.weight_grad, channels, kernel_type)
+        bias_grad = result(&job.bias_grad, channels, kernel_type)
     run(&job, axis_, x_, dy_, residual_, dx, new_grad)
-    if grad_dtype is not None:
+    if affine and grad_dtype is not None:
         weight_grad, bias_grad = weight_grad.astype(grad_dtype), bias_grad.astype(grad_dtype)
     gradients = Gradients(dx, weight_grad, bias_grad) if affine else Gradients(dx, None, None)
     if residual_grad is not None:

@@ -79,7 +79,7 @@ cdef void conclude_empty(Job* job, Py_ssize_t channels) noexcept nogil:
 
 cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept nogil:
     cdef Py_ssize_t c
-    for c in range(channels):
+    for c in range(channels if vector.data != NULL else 0):
         if vector.dtype == FLOAT32:
             (<float*>vector.data)[c * vector.stride] = <float>value
         else:

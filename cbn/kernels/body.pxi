@@ -5,7 +5,8 @@
 # accumulator a column, which is what makes them vectorize, and what makes the results the same bits at every vector width.
 #
 # The order of every sum is fixed by the shape: 8 rows (at the end 4, 2, 1) are added as a tree, up to SEQUENCE of such trees one after another, and
-# what comes of that in float64. More in a row, and nearly equal terms, which all round the same way, would cost digits.
+# what comes of that in float64, float64 itself with what that rounds off. More in a row, and nearly equal terms, which all round the same way,
+# would cost digits.
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange, threadid
@@ -370,9 +371,23 @@ cdef inline void accumulate(const real* x, Py_ssize_t x_stride, const real* dy, 
         add_rows(1, x, x_stride, dy, dy_stride, width, to_residual, shift, gate, low, high, s, q, paired)
 
 
-cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, double* total_q) noexcept nogil:
+cdef inline double rounded_off(double a, double b) noexcept nogil:
+    """What a + b loses by rounding: Knuth 1969, The Art of Computer Programming 2, 4.2.2."""
+    cdef double total = a + b, b_in_it = total - a
+    return (a - (total - b_in_it)) + (b - b_in_it)
+
+
+cdef inline double restored(double total, double lost) noexcept nogil:
+    return total + lost if finite(lost) else total
+
+
+cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, double* total_q, Py_ssize_t to_lost) noexcept nogil:
+    """Add sums to the totals, and begin anew. What float64 sums lose by it is summed up `to_lost` elements after the totals."""
     cdef Py_ssize_t j
     for j in range(width):
+        if wide is double:
+            total_s[to_lost + j] += rounded_off(total_s[j], s[j])
+            total_q[to_lost + j] += rounded_off(total_q[j], q[j])
         total_s[j] += s[j]
         total_q[j] += q[j]
         s[j] = 0
@@ -406,7 +421,7 @@ cdef inline void tile_sums(const Job* job, Py_ssize_t n, Py_ssize_t column, Py_s
     if paired == ADDED_PAIR:
         to_residual = residual_at(job, x) - x
     accumulate(x, x_stride, dy, dy_stride, rows, width, to_residual, c, of_gate, <wide>job.low, <wide>job.high, s, q, paired)
-    flush(s, q, width, total_s, total_q)
+    flush(s, q, width, total_s, total_q, WIDEST)
 
 
 cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
@@ -507,8 +522,8 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
     """Sums of `width` channels, one after the other in each row."""
     cdef wide s[TILE * LANES]
     cdef wide q[TILE * LANES]
-    cdef double lanes_s[TILE * LANES]
-    cdef double lanes_q[TILE * LANES]
+    cdef double lanes_s[2 * TILE * LANES]
+    cdef double lanes_q[2 * TILE * LANES]
     cdef bint first = True, flushed = False
     cdef Py_ssize_t c, i, j, n, part, whole, additions, filled = 0
     for n in range(chunk.n0, chunk.n1):
@@ -520,9 +535,10 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
             if filled + additions > SEQUENCE and not first:
                 if not flushed:
                     for j in range(width * LANES):
-                        lanes_s[j] = 0
-                        lanes_q[j] = 0
-                flush(s, q, width * LANES, lanes_s, lanes_q)
+                        lanes_s[j] = lanes_q[j] = 0
+                        if wide is double:
+                            lanes_s[TILE * LANES + j] = lanes_q[TILE * LANES + j] = 0
+                flush(s, q, width * LANES, lanes_s, lanes_q, TILE * LANES)
                 flushed = True
                 filled = 0
             for c in range(width):
@@ -531,10 +547,13 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
             i += part
             filled += additions
     if flushed:
-        flush(s, q, width * LANES, lanes_s, lanes_q)
+        flush(s, q, width * LANES, lanes_s, lanes_q, TILE * LANES)
         for c in range(width):
             total_s[c] += folded(lanes_s + c * LANES)
             total_q[c] += folded(lanes_q + c * LANES)
+            if wide is double:
+                total_s[WIDEST + c] += folded(lanes_s + TILE * LANES + c * LANES)
+                total_q[WIDEST + c] += folded(lanes_q + TILE * LANES + c * LANES)
     else:
         for c in range(width):
             total_s[c] += folded(s + c * LANES)
@@ -543,23 +562,29 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
 
 cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                             double* total_s, double* total_q, int paired, const real* kind) noexcept nogil:
-    """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE)."""
+    """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE). Of the totals' 2 x WIDEST elements,
+    the second half is what the first ones lose by rounding."""
     cdef Py_ssize_t j
     for j in range(width):
-        total_s[j] = 0
-        total_q[j] = 0
+        total_s[j] = total_q[j] = 0
+        if wide is double:
+            total_s[WIDEST + j] = total_q[WIDEST + j] = 0
     if job.inner == 1:
         column_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
     else:
         row_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
+    if wide is double:
+        for j in range(width):
+            total_s[j] = restored(total_s[j], total_s[WIDEST + j])
+            total_q[j] = restored(total_q[j], total_q[WIDEST + j])
 
 
 cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, double count, const bint* wanted,
                         double* means, double* m2s, const real* kind) noexcept nogil:
     """Mean and M2 of the wanted ones of a chunk's channels c0 to c0 + width, by two passes in float64."""
     cdef double shift[WIDEST]
-    cdef double total_s[WIDEST]
-    cdef double total_q[WIDEST]
+    cdef double total_s[2 * WIDEST]
+    cdef double total_q[2 * WIDEST]
     cdef double mean
     cdef Py_ssize_t j
     cdef bint any_wanted = False
@@ -591,8 +616,8 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     """
     cdef Chunk chunk = chunk_of(job, k)
     cdef real shift[WIDEST]
-    cdef double total_s[WIDEST]
-    cdef double total_q[WIDEST]
+    cdef double total_s[2 * WIDEST]
+    cdef double total_q[2 * WIDEST]
     cdef bint bad[WIDEST]
     cdef bint any_bad = False
     cdef Py_ssize_t few = 1 if job.inner > 1 else LANES     # channels that are done again together
@@ -672,8 +697,8 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
     """Sums of dy and of dy * (x - mean) over chunk k, into job.partials."""
     cdef Chunk chunk = chunk_of(job, k)
     cdef real shift[WIDEST]
-    cdef double total_s[WIDEST]
-    cdef double total_q[WIDEST]
+    cdef double total_s[2 * WIDEST]
+    cdef double total_q[2 * WIDEST]
     cdef double rest[WIDEST]
     cdef Py_ssize_t j = 0, c = c0 % job.channels, n
     cdef double* dy_sums = job.partials + 2 * k * job.columns + c0
@@ -705,14 +730,25 @@ cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width
     cdef const real* x
     cdef const real* dy
     cdef const double* dy_sums
+    cdef double lost[CONCLUDED]
+    cdef double lost_product[CONCLUDED]
     for j in range(width):
         dy_sum[j] = product[j] = 0
+        if real is double:
+            lost[j] = lost_product[j] = 0
     for k in range(job.chunks):
         for i in range(job.fold):
             dy_sums = job.partials + 2 * k * job.columns + i * job.channels + c0
             for j in range(width):
+                if real is double:
+                    lost[j] += rounded_off(dy_sum[j], dy_sums[j])
+                    lost_product[j] += rounded_off(product[j], dy_sums[job.columns + j])
                 dy_sum[j] += dy_sums[j]
                 product[j] += dy_sums[job.columns + j]
+    if real is double:
+        for j in range(width):
+            dy_sum[j] = restored(dy_sum[j], lost[j])
+            product[j] = restored(product[j], lost_product[j])
     for i in range(job.tail // max(1, job.channels)):
         for j in range(width):
             c = i * job.channels + c0 + j
@@ -790,7 +826,7 @@ cdef inline void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width,
         read(&job.mean, c0, width, 0, mean)
         read(&job.var, c0, width, 1, var)
     inverse_roots(var, job.eps, width, invstd, kind)
-    if job.reduction == GRADIENTS:
+    if job.reduction == GRADIENTS and job.weight_grad.data != NULL:
         merge_gradients(job, c0, width, mean, dy_sum, weight_grad, kind)
         for j in range(width):
             weight_grad[j] *= invstd[j]
@@ -1040,7 +1076,7 @@ cdef inline void column_transform(const Job* job, const real* x, Py_ssize_t x_st
 cdef inline void reduce(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
     if job.reduction == MOMENTS:
         chunk_moments(job, k, c0, width, kind)
-    else:
+    elif job.weight_grad.data != NULL:
         chunk_gradients(job, k, c0, width, kind)
 
 

@@ -98,7 +98,7 @@ ctypedef struct Job:
     Vector running_mean         # updated by MOMENTS unless NULL
     Vector running_var
     double momentum
-    Vector weight_grad          # results of GRADIENTS
+    Vector weight_grad          # results of GRADIENTS; NULL where FROZEN is all that is wanted
     Vector bias_grad
 
     # How a channel is cut for its reductions: a function of the shape alone (plan.pxd).
