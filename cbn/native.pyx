@@ -22,6 +22,7 @@ cdef bint worth_threads(const Job* job) noexcept nogil:
 
 
 cdef bint reads_where_it_writes(const Job* job) noexcept nogil:
+    """Whether y is x, dy or the residual."""
     cdef const char* at[OF_Y + 1]
     cdef int which
     at[OF_X], at[OF_DY], at[OF_Y] = <char*>job.x.data, <char*>job.dy.data, <char*>job.y.data
@@ -43,7 +44,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     cdef bint stream
     cdef Loan loan
     borrow(&loan, elements, budget)
-    # What has just been read is in the first cache, and is written there.
+    # What has just been read is in the first cache, and is written there; kernels that write past the caches rely on it.
     stream = elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes and not reads_where_it_writes(job)
     share_work(job, loan.threads, stream, elements * job.bytes_read, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
@@ -52,6 +53,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
         coefficients *= job.threads         # a thread makes its own
     if job.places != NULL:
         copies = job.threads * ARRAYS * COPIED * itemsize + 64
+    begin(&loan)
     memory = <char*>malloc(partials + coefficients + copies + 1)
     if memory != NULL:
         job.partials = <double*>memory
@@ -60,7 +62,6 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
         job.coefficients = memory + partials
         if loan.threads > 1:
             job.serial_seconds = &loan.serial_seconds
-        begin(&loan)
         dispatch.table.run(job)
     give_back(&loan)
     free(memory)

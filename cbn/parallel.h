@@ -31,7 +31,7 @@ extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
 #define SECONDS_SERIAL_MOST 4.0
 #define SECONDS_SUSPECT 1.0
 
-/* For this long, calls that met leave each other room: as many threads for each as if they would always meet. */
+/* Calls share the threads among as many as have been at work at once in this period or the last one. */
 #define SECONDS_CROWD 0.010
 
 static struct {
@@ -46,7 +46,7 @@ static int crowd, last_crowd;       /* the most of them at once, in this period 
 static double crowd_until;          /* the period's end */
 static double refused_until;
 static double serial_until;
-static double serial_seconds = SECONDS_SERIAL;      /* how long, the last time */
+static double serial_for = SECONDS_SERIAL;          /* how long, the last time */
 static double patience = 0.040;     /* seconds of waiting before the process does without teams: several stalls, close upon one another */
 static double waited;
 static pthread_mutex_t teams_lock = PTHREAD_MUTEX_INITIALIZER;      /* of all these but `computing` */
@@ -166,7 +166,7 @@ static void return_threads(int n, double start, double alone)
     __atomic_sub_fetch(&computing, n, __ATOMIC_RELAXED);
     pthread_mutex_lock(&teams_lock);
     calls--;
-    if (n == 1 || start < serial_until) {
+    if (n == 1 || start < serial_until) {       /* calls that had begun when that was decided tell nothing new */
         pthread_mutex_unlock(&teams_lock);
         return;
     }
@@ -179,8 +179,8 @@ static void return_threads(int n, double start, double alone)
     suspect = now < serial_until + SECONDS_SUSPECT;
     if (waited > (suspect ? patience / 4 : patience)) {
         waited = 0;
-        serial_seconds = !suspect ? SECONDS_SERIAL : 2 * serial_seconds < SECONDS_SERIAL_MOST ? 2 * serial_seconds : SECONDS_SERIAL_MOST;
-        serial_until = now + serial_seconds;
+        serial_for = !suspect ? SECONDS_SERIAL : 2 * serial_for < SECONDS_SERIAL_MOST ? 2 * serial_for : SECONDS_SERIAL_MOST;
+        serial_until = now + serial_for;
     }
     pthread_mutex_unlock(&teams_lock);
 }

@@ -50,11 +50,11 @@ def wait():
     call(0)
     meet.wait()
 threads = [threading.Thread(target=wait) for _ in range(32)]
-for t in threads:
+time.sleep(0.05)    # until calls that met are forgotten; these don't meet
+for i, t in enumerate(threads, 1):
     t.start()
-    time.sleep(0.001)
-while meet.n_waiting < 32:
-    time.sleep(0.001)
+    while meet.n_waiting < i:
+        time.sleep(0.0001)
 print(count() - before - 32)
 meet.wait()
 for t in threads:

@@ -5,8 +5,8 @@
 # accumulator a column, which is what makes them vectorize, and what makes the results the same bits at every vector width.
 #
 # The order of every sum is fixed by the shape: 8 rows (at the end 4, 2, 1) are added as a tree, up to SEQUENCE of such trees one after another, and
-# what comes of that in float64, float64 itself with what that rounds off. More in a row, and nearly equal terms, which all round the same way,
-# would cost digits.
+# what comes of that in float64. More in a row, and nearly equal terms, which all round the same way, would cost digits. Of float64 elements, what the
+# latter additions round off is summed, too, and added at the end.
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, prange, threadid
@@ -52,8 +52,8 @@ cdef enum:
     GATED = 2048                # elements that are taken back through an activation at a time
     APPLIED = 4096              # elements of copied arrays that the apply pass takes at a time, at most COPIED
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
-    REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
+    REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
 
 
 cdef enum:                      # `paired`, a constant of inlined loops: what they take
@@ -563,7 +563,7 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
 cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                             double* total_s, double* total_q, int paired, const real* kind) noexcept nogil:
     """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE). Of the totals' 2 x WIDEST elements,
-    the second half is what the first ones lose by rounding."""
+    the second half is, of float64 elements, what the first ones lose by rounding."""
     cdef Py_ssize_t j
     for j in range(width):
         total_s[j] = total_q[j] = 0
@@ -622,7 +622,10 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef bint any_bad = False
     cdef Py_ssize_t few = 1 if job.inner > 1 else LANES     # channels that are done again together
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0
-    cdef Py_ssize_t i, step = rows // 8 * job.x.outer_stride + length // 8
+    cdef Py_ssize_t i, n, inner
+    cdef Py_ssize_t rows_of[8]
+    cdef Py_ssize_t inner_of[8]
+    cdef Py_ssize_t offsets[8]
     cdef double count = <double>(rows * length), mean, m2
     cdef double least = 1e-30 if real is float else 1e-290
     cdef double most = 1e37 if real is float else 1e300
@@ -631,14 +634,20 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
     cdef real few_values[8]
     cdef const real* at
 
+    for i in range(8):
+        n, inner = i * (rows // 8), i * (length // 8)
+        if rows < 8 and length < 8:
+            n, inner = i * rows * length // 8 // length, i * rows * length // 8 % length
+        offsets[i] = n * job.x.outer_stride + inner if not copied(job, OF_X) else i
+        rows_of[i], inner_of[i] = n, inner
     for j in range(width):
         at = element(&job.x, chunk.n0, c0 + j, chunk.i0, kind)
         if copied(job, OF_X):
             for i in range(8):
-                few_values[i] = <real>value(job, OF_X, &job.x, chunk.n0 + i * (rows // 8), c0 + j, chunk.i0 + i * (length // 8), kind)
+                few_values[i] = <real>value(job, OF_X, &job.x, chunk.n0 + rows_of[i], c0 + j, chunk.i0 + inner_of[i], kind)
             at = few_values
-            step = 1
-        shift[j] = tree(8, at[0], at[step], at[2 * step], at[3 * step], at[4 * step], at[5 * step], at[6 * step], at[7 * step]) * <real>0.125
+        shift[j] = tree(8, at[offsets[0]], at[offsets[1]], at[offsets[2]], at[offsets[3]], at[offsets[4]], at[offsets[5]], at[offsets[6]],
+                        at[offsets[7]]) * <real>0.125
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, X_ALONE, kind)
     for j in range(width):
         mean = total_s[j] / count
@@ -883,7 +892,7 @@ cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* ki
 cdef inline void transform_row(const Job* job, const real* x, const real* dy, real* y, real* g, Py_ssize_t width, const real* hi,
                                const real* lo, const real* scale, const real* offset, const real* slope, const real* bias, int finish,
                                bint stream, int paired) noexcept nogil:
-    """One row of the apply pass; computed before it is stored, so y may be x or dy. ADDED_PAIR: g, unless NULL, gets the residual's gradient."""
+    """One row of the apply pass; computed before it is stored, so y may be x, dy or the residual. ADDED_PAIR: g, unless NULL, gets the residual's gradient."""
     cdef real row[TILE]         # of this function, so that it never leaves the registers
     cdef real g_row[TILE]
     cdef const real* r = residual_at(job, x) if paired == ADDED_PAIR else x
@@ -891,7 +900,7 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
     cdef Py_ssize_t j
     for j in range(width):
         if paired > PAIRED:
-            b = (x[j] - hi[j])
+            b = x[j] - hi[j]
             g_row[j] = gated(dy[j], activated(b, lo[j], scale[j], bias[j], r[j], paired), low, high)
             row[j] = ((g_row[j] - offset[j]) - (b - lo[j]) * slope[j]) * scale[j]
         elif paired:
@@ -939,8 +948,8 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
     """The apply pass down the rows of a tile, the first of which begins at `head`.
 
     head, overlap : unless 0, there is a further row at 0, or at `overlap`, which overlaps the others: what comes before the first boundary of a
-    cache line, and the end of what isn't whole rows. As y may be x or dy, these are computed before anything is stored; past the caches, nothing is
-    stored twice, and that all of a line is stored so, in order, is worth a fifth of the time: an ordinary store has what follows it fetched.
+    cache line, and the end of what isn't whole rows. As y may be x, dy or the residual, these are computed before anything is stored. Past the caches y
+    is none of these, and nothing is stored twice, nor in the ordinary way: between the others, that would cost a fifth of the time.
     """
     cdef real first[TILE]
     cdef real last[TILE]

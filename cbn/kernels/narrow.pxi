@@ -5,33 +5,38 @@ cdef extern from "elements.h" nogil:
     void store_16(bint brain, const float* from_, void* p, bint stream)
 
 
-cdef inline void narrow_step(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t n, const float* hi, const float* lo,
+cdef inline void narrow_row(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t width, const float* hi, const float* lo,
+                            const float* scale, const float* offset, const float* slope, int finish, bint stream, int paired) noexcept nogil:
+    """The apply pass over a row of `width` elements of 16 bits, LANES or TILE, in registers."""
+    cdef float x_row[TILE]
+    cdef float dy_row[TILE]
+    cdef float row[TILE]
+    cdef Py_ssize_t j
+    for j in range(width // LANES):
+        load_16(brain, x + 2 * LANES * j, x_row + LANES * j)
+        if paired:
+            load_16(brain, dy + 2 * LANES * j, dy_row + LANES * j)
+    transform_row(job, x_row, dy_row, row, NULL, width, hi, lo, scale, offset, slope, NULL, finish, False, paired)
+    for j in range(width // LANES):
+        store_16(brain, row + LANES * j, y + 2 * LANES * j, stream)
+
+
+cdef inline void narrow_part(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t n, const float* hi, const float* lo,
                              const float* scale, const float* offset, const float* slope, int finish, bint stream, int paired) noexcept nogil:
-    """The apply pass over n <= LANES elements of 16 bits, in registers."""
-    cdef float x_row[LANES]
-    cdef float dy_row[LANES]
-    cdef float row[LANES]
-    cdef char part[2 * LANES]
-    if n < LANES:
-        memset(part, 0, sizeof(part))
-        memcpy(part, x, 2 * n)
-        load_16(brain, part, x_row)
-        if paired:
-            memcpy(part, dy, 2 * n)
-            load_16(brain, part, dy_row)
+    """The same for n < LANES elements."""
+    cdef char x_part[2 * LANES]
+    cdef char dy_part[2 * LANES]
+    cdef char y_part[2 * LANES]
+    memset(x_part, 0, sizeof(x_part))
+    memcpy(x_part, x, 2 * n)
+    if paired:
+        memset(dy_part, 0, sizeof(dy_part))
+        memcpy(dy_part, dy, 2 * n)
+    narrow_row(job, brain, x_part, dy_part, y_part, LANES, hi, lo, scale, offset, slope, finish, False, paired)
+    if stream and (<size_t>y | 2 * n) % 4 == 0:
+        stream_part(y, y_part, 2 * n)
     else:
-        load_16(brain, x, x_row)
-        if paired:
-            load_16(brain, dy, dy_row)
-    transform_row(job, x_row, dy_row, row, NULL, LANES, hi, lo, scale, offset, slope, NULL, finish, False, paired)
-    if n < LANES:
-        store_16(brain, row, part, False)
-        if stream and (<size_t>y | 2 * n) % 4 == 0:
-            stream_part(y, part, 2 * n)
-        else:
-            memcpy(y, part, 2 * n)
-    else:
-        store_16(brain, row, y, stream)
+        memcpy(y, y_part, 2 * n)
 
 
 cdef inline void narrow_run(const Job* job, bint brain, const char* x, const char* dy, char* y, Py_ssize_t length, const float* coefficients,
@@ -44,18 +49,18 @@ cdef inline void narrow_run(const Job* job, bint brain, const char* x, const cha
     if stream and step == 0:
         j = min(length, <Py_ssize_t>((32 - <size_t>y % 32) % 32 // 2))
         if j:
-            narrow_step(job, brain, x, dy, y, j, at, at + stride, at + 2 * stride, at + 3 * stride, at + 4 * stride, finish, stream, paired)
+            narrow_part(job, brain, x, dy, y, j, at, at + stride, at + 2 * stride, at + 3 * stride, at + 4 * stride, finish, stream, paired)
     while j + LANES <= length:
         at = coefficients + j * step
         prefetch_row(x + 2 * j, 2 * LANES)
         if paired:
             prefetch_row(dy + 2 * j, 2 * LANES)
-        narrow_step(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, LANES, at, at + stride, at + 2 * stride, at + 3 * stride,
+        narrow_row(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, LANES, at, at + stride, at + 2 * stride, at + 3 * stride,
                     at + 4 * stride, finish, stream, paired)
         j += LANES
     if j < length:
         at = coefficients + j * step
-        narrow_step(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, length - j, at, at + stride, at + 2 * stride, at + 3 * stride,
+        narrow_part(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, length - j, at, at + stride, at + 2 * stride, at + 3 * stride,
                     at + 4 * stride, finish, stream, paired)
 
 
@@ -64,9 +69,6 @@ cdef inline void narrow_tile(const Job* job, bint brain, const char* x, Py_ssize
                              int paired) noexcept nogil:
     """The apply pass over `rows` rows of TILE columns, their coefficients in registers."""
     cdef float at[COEFFICIENTS * TILE]
-    cdef float x_row[TILE]
-    cdef float dy_row[TILE]
-    cdef float row[TILE]
     cdef Py_ssize_t i, j, array
     for array in range(COEFFICIENTS if paired else GATES):
         for j in range(TILE):
@@ -75,13 +77,7 @@ cdef inline void narrow_tile(const Job* job, bint brain, const char* x, Py_ssize
         prefetch_row(x, 2 * TILE)
         if paired:
             prefetch_row(dy, 2 * TILE)
-        for j in range(TILE // LANES):
-            load_16(brain, x + 2 * LANES * j, x_row + LANES * j)
-            if paired:
-                load_16(brain, dy + 2 * LANES * j, dy_row + LANES * j)
-        transform_row(job, x_row, dy_row, row, NULL, TILE, at, at + TILE, at + 2 * TILE, at + 3 * TILE, at + 4 * TILE, NULL, finish, False, paired)
-        for j in range(TILE // LANES):
-            store_16(brain, row + LANES * j, y + 2 * LANES * j, stream)
+        narrow_row(job, brain, x, dy, y, TILE, at, at + TILE, at + 2 * TILE, at + 3 * TILE, at + 4 * TILE, finish, stream, paired)
         x += x_step
         y += y_step
         if paired:

@@ -115,7 +115,7 @@ ctypedef struct Job:
     Py_ssize_t group            # columns that a reduction takes side by side
     bint by_channel             # threads take groups, rather than all threads together a window
     Py_ssize_t window           # columns to a window
-    bint stream                 # write past the caches
+    bint stream                 # write past the caches; y is none of what is read then
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
     double* serial_seconds      # or NULL: what the work would take one thread, by what the calling thread's share of it took, is added to it

@@ -10,8 +10,8 @@ static inline double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Around a parallel region Cython releases the GIL where this function says that the thread has it. Kernels are called without, and before Python
- * 3.12 it says so of every thread once the interpreter is ending: a daemon thread would release what it doesn't have, which ends the process. */
+/* Around a parallel region Cython releases the GIL where this function says that the thread has it. cbn itself calls kernels without, and before
+ * Python 3.12 it says so of every thread once the interpreter is ending: a daemon thread would release what it doesn't have, which ends the process. */
 #define PyGILState_Check() 0
 
 #ifdef _OPENMP

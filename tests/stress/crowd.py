@@ -3,9 +3,8 @@
     python tests/stress/crowd.py                                            (about eight minutes)
     python tests/stress/crowd.py --sizes 100000 --rounds 9 --training
 
-Prints a line for each crowd and size: calls a second with cbn's defaults, and what share this is of the calls with one thread each, and of those
-with all threads whoever else is there (plain OpenMP, but that callers of one process still take turns in using more than one thread). Medians of
-several rounds, in which each way is measured in turn.
+Prints a line for each crowd and size: calls a second with cbn's defaults, what share this is of the calls with one thread each, and, where a process
+has one caller, of those with all threads whoever else is there, as plain OpenMP has it. Medians of several rounds, in which each way is measured in turn.
 """
 
 import argparse
@@ -51,7 +50,7 @@ def throughput(way, workers, callers, size, given):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64_000, 200_000, 2_000_000], metavar="N", help="of the float32 arrays (default %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64_000, 200_000, 2_000_000], metavar="N", help="elements of the float32 arrays, of 64 channels (default %(default)s)")
     parser.add_argument("--workers", type=int, nargs="*", default=[4], metavar="N", help="processes, of one caller each (default %(default)s)")
     parser.add_argument("--callers", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32], metavar="N", help="threads of one process (default %(default)s)")
     parser.add_argument("--training", action="store_true", help="batch_norm_train instead of batch_norm")
@@ -61,10 +60,11 @@ def main():
     print(f"{'':24} {'elements':>10} {'calls/s':>10} {'of one thread':>15} {'of all threads':>15}")
     for workers, callers in [(n, 1) for n in given.workers] + [(1, n) for n in given.callers]:
         for size in given.sizes:
-            rounds = [{way: throughput(way, workers, callers, size, given) for way in WAYS} for _ in range(given.rounds)]
-            medians = [statistics.median(r[way] for r in rounds) for way in WAYS]
+            ways = list(WAYS)[: 3 if callers == 1 else 2]
+            rounds = [{way: throughput(way, workers, callers, size, given) for way in ways} for _ in range(given.rounds)]
+            medians = [statistics.median(r[way] for r in rounds) for way in ways]
             name = f"{workers} processes" if workers > 1 else f"1 process, {callers} callers" if callers > 1 else "alone"
-            print(f"{name:24} {size:10,} {medians[0]:10,.0f} {medians[0] / medians[1]:15.2f} {medians[0] / medians[2]:15.2f}", flush=True)
+            print(f"{name:24} {size:10,} {medians[0]:10,.0f}", *(f"{medians[0] / median:15.2f}" for median in medians[1:]), flush=True)
 
 
 if __name__ == "__main__":
