@@ -125,16 +125,19 @@ def calls(subject, count):
 
 
 def threads(subject, count):
-    """Threads that make one call each, four at a time."""
+    """Threads that make one call each, four at a time; memory after the first tenth of them, and after all."""
     most = 0
     for first in range(0, count, 4):
+        if first == count // 40 * 4:
+            before = resident()
         group = [threading.Thread(target=subject.check, args=(i,)) for i in range(first, min(first + 4, count))]
         for t in group:
             t.start()
         most = max(most, len(os.listdir("/proc/self/task")))
         for t in group:
             t.join()
-    return most < 100, f"at most {most} threads of the system at once"
+    growth = resident() - before if count else 0
+    return most < 100 and growth < 1 << 20, f"at most {most} threads of the system at once; memory grew by {growth / 1024:.0f} KiB"
 
 
 def main():
