@@ -123,3 +123,25 @@ def test_float64_range(shape, axis, scale):
     st = cbn.batch_stats(x, axis=axis)
     assert (abs(st.mean - mean) <= 1e-14 * np.sqrt(var)).all()
     assert (abs(st.var - var) <= 1e-14 * var).all()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8, 9, 15])
+def test_few_elements(count):
+    """The shift is spread over all of them: where it was the first one, up to 13 units in the last place were lost."""
+    rng = np.random.default_rng(count)
+    x = (rng.standard_normal((count, 40000)) * rng.uniform(0.1, 3, 40000) + rng.uniform(-3, 3, 40000)).astype(np.float32)
+    var = x.astype(np.float64).var(0)
+    assert (abs(cbn.batch_stats(x).var - var) <= 6 * np.spacing(var.astype(np.float32))).all()
+
+
+@pytest.mark.parametrize("shape, axis", [((20011, 100), 1), ((1501, 3, 44), 1), ((1, 5, 300001), 1), ((129, 7, 9, 64), -1)], ids=str)
+def test_sums_of_equal_terms(shape, axis):
+    """They round the same way each time: float64 totals keep what they lose."""
+    rng = np.random.default_rng(0)
+    dy = np.broadcast_to(rng.standard_normal([n if a == axis % len(shape) else 1 for a, n in enumerate(shape)]), shape).copy()
+    x = np.broadcast_to(rng.standard_normal(dy.shape[axis]).reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))]), shape)
+    g = cbn.batch_norm_backward(dy, x, (np.zeros(shape[axis]), np.ones(shape[axis])), axis=axis, training=False, eps=0)
+    others = tuple(a for a in range(len(shape)) if a != axis % len(shape))
+    for actual, terms in ((g.bias, dy), (g.weight, dy * x)):
+        expected = terms.astype(np.longdouble).sum(others)
+        assert (abs(actual - expected) <= 4 * np.spacing(abs(expected).astype(np.float64))).all()

@@ -140,11 +140,16 @@ end = time.monotonic() + 60
 while cbn.threads.teams_pause() == 0 and time.monotonic() < end:
     cbn.batch_norm_train(x)
 print(0 < cbn.threads.teams_pause() <= 0.5)
+while cbn.threads.teams_pause() > 0:
+    time.sleep(0.01)
+while cbn.threads.teams_pause() == 0 and time.monotonic() < end:
+    cbn.batch_norm_train(x)
+print(0.5 < cbn.threads.teams_pause() <= 1)     # twice as long the next time
 cbn.threads.set_patience(math.inf)
-time.sleep(0.6)
+time.sleep(1.1)
 print(cbn.threads.teams_pause())
 """)
-    assert lines == ["True", "0.0"]
+    assert lines == ["True", "True", "0.0"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
