@@ -56,7 +56,7 @@ cdef inline void narrow_run(const Job* job, bint brain, const char* x, const cha
         if paired:
             prefetch_row(dy + 2 * j, 2 * LANES)
         narrow_row(job, brain, x + 2 * j, dy + 2 * j if paired else dy, y + 2 * j, LANES, at, at + stride, at + 2 * stride, at + 3 * stride,
-                    at + 4 * stride, finish, stream, paired)
+                   at + 4 * stride, finish, stream, paired)
         j += LANES
     if j < length:
         at = coefficients + j * step
