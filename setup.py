@@ -20,8 +20,10 @@ if X86:
     LEVELS["avx2"] = ["-mavx2", "-mf16c"]
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mprefer-vector-width=512"]
 
-# Multiply-adds stay two roundings, so that every CPU level gives the same bits.
-FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8"]
+# Multiply-adds stay two roundings, so that every CPU level gives the same bits. Only what is declared inline is: a function of many loops keeps nothing
+# in registers. A loop that copies a few values stays one: `rep movs` takes longer.
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8",
+         "-fno-inline-functions-called-once", "-fno-tree-loop-distribute-patterns"]
 
 
 class BuildExt(build_ext):

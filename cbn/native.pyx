@@ -16,9 +16,14 @@ cdef double elements_of(const Job* job) noexcept nogil:
     return <double>job.outer * job.channels * job.inner
 
 
+cdef double work_of(const Job* job) noexcept nogil:
+    """The elements, or fewer where they are worth fewer threads: what is there for each channel travels between cores, in the column layout."""
+    return elements_of(job) * (0.5 if job.inner == 1 and job.reduction else 1)
+
+
 cdef bint worth_threads(const Job* job) noexcept nogil:
     """Whether the work is enough for more than one thread."""
-    return worth_team(elements_of(job))
+    return worth_team(work_of(job))
 
 
 cdef bint reads_where_it_writes(const Job* job) noexcept nogil:
@@ -43,7 +48,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     cdef char* memory
     cdef bint stream
     cdef Loan loan
-    borrow(&loan, elements, budget)
+    borrow(&loan, work_of(job), budget)
     # What has just been read is in the first cache, and is written there; kernels that write past the caches rely on it.
     stream = elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes and not reads_where_it_writes(job)
     share_work(job, loan.threads, stream, elements * job.bytes_read, dispatch.core_cache)

@@ -25,6 +25,10 @@ cdef extern from "stream.h" nogil:
     void prefetch_row(const void* p, size_t width)
     void prefetch_rows(const void* p, size_t stride, size_t width)
 
+cdef extern from "lanes.h" nogil:
+    double sum_of_floats(const float* p)
+    double sum_of_doubles(const double* p)
+
 cdef extern from "float_mode.h" nogil:
     unsigned long default_float_mode()
     void restore_float_mode(unsigned long mode)
@@ -56,7 +60,48 @@ cdef enum:
     REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
 
 
-cdef enum:                      # `paired`, a constant of inlined loops: what they take
+# What a pass takes, as tags: the functions that take one stand alone, one for each of them.
+ctypedef struct Alone:          # x
+    char _
+ctypedef struct Pair:           # x with dy
+    char _
+ctypedef struct GatedPair:      # x with dy that is first taken back through an activation of which the gradient is 0 or 1
+    char _
+ctypedef struct AddedPair:      # the same where the activation's input has a residual
+    char _
+
+ctypedef struct Clipped:        # x, and what comes of it is clipped at either end or none
+    char _
+ctypedef struct AddClipped:     # after adding the residual
+    char _
+ctypedef struct Finished:       # whatever the job says
+    char _
+
+ctypedef fused taken:           # by a reduction
+    Alone
+    Pair
+    GatedPair
+    AddedPair
+
+ctypedef fused applied:         # by an apply pass
+    Alone
+    Clipped
+    AddClipped
+    Finished
+    Pair
+    GatedPair
+    AddedPair
+
+ctypedef struct Cached:         # the output, in the ordinary way
+    char _
+ctypedef struct Streamed:       # past the caches
+    char _
+
+ctypedef fused written:
+    Cached
+    Streamed
+
+cdef enum:                      # the same as `paired`, a constant of inlined loops
     X_ALONE
     PAIRED                      # x with dy
     GATED_PAIR                  # x with dy that is first taken back through an activation of which the gradient is 0 or 1
@@ -75,6 +120,28 @@ cdef enum:                      # phases of the work
     CONCLUDE
     APPLY
     ALONE                       # CONCLUDE and APPLY
+
+
+cdef inline int paired_of(applied* how) noexcept nogil:
+    if applied is Pair:
+        return PAIRED
+    elif applied is GatedPair:
+        return GATED_PAIR
+    elif applied is AddedPair:
+        return ADDED_PAIR
+    else:
+        return X_ALONE
+
+
+cdef inline int finish_tag(applied* how) noexcept nogil:
+    if applied is Clipped:
+        return CLIP
+    elif applied is AddClipped:
+        return ADD_CLIP
+    elif applied is Finished:
+        return ANYTHING
+    else:
+        return NOTHING
 
 
 cdef inline bint finite(double a) noexcept nogil:
@@ -344,15 +411,16 @@ cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, cons
 
 cdef inline void accumulate(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
                             Py_ssize_t to_residual, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
-                            int paired) noexcept nogil:
-    """As add_rows, over any number of rows."""
+                            bint far, int paired) noexcept nogil:
+    """As add_rows, over any number of rows. far : fetch those that follow ahead."""
     cdef Py_ssize_t row
     for row in range(rows // 8):
-        prefetch_rows(x, x_stride * sizeof(real), width * sizeof(real))
-        if paired:
-            prefetch_rows(dy, dy_stride * sizeof(real), width * sizeof(real))
-        if paired == ADDED_PAIR:
-            prefetch_rows(x + to_residual, x_stride * sizeof(real), width * sizeof(real))
+        if far:
+            prefetch_rows(x, x_stride * sizeof(real), width * sizeof(real))
+            if paired:
+                prefetch_rows(dy, dy_stride * sizeof(real), width * sizeof(real))
+            if paired == ADDED_PAIR:
+                prefetch_rows(x + to_residual, x_stride * sizeof(real), width * sizeof(real))
         add_rows(8, x, x_stride, dy, dy_stride, width, to_residual, shift, gate, low, high, s, q, paired)
         x += 8 * x_stride
         if paired:
@@ -381,6 +449,14 @@ cdef inline double restored(double total, double lost) noexcept nogil:
     return total + lost if finite(lost) else total
 
 
+cdef inline void begin_totals(double* total_s, double* total_q, Py_ssize_t width, Py_ssize_t to_lost, const wide* kind) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(width):
+        total_s[j] = total_q[j] = 0
+        if wide is double:
+            total_s[to_lost + j] = total_q[to_lost + j] = 0
+
+
 cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, double* total_q, Py_ssize_t to_lost) noexcept nogil:
     """Add sums to the totals, and begin anew. What float64 sums lose by it is summed up `to_lost` elements after the totals."""
     cdef Py_ssize_t j
@@ -394,185 +470,251 @@ cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, doub
         q[j] = 0
 
 
-cdef inline void tile_sums(const Job* job, Py_ssize_t n, Py_ssize_t column, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const real* gate,
-                           double* total_s, double* total_q, int paired) noexcept nogil:
-    """Sums of `width` <= TILE columns over `rows` <= FLUSH rows, from (n, column) on."""
-    cdef Py_ssize_t x_stride, dy_stride = 0, to_residual = 0
-    cdef const real* x = readable(job, OF_X, &job.x, n, column, 0, rows, width, 1, &x_stride, gate)
-    cdef const real* dy = NULL
-    cdef real g[FLUSH * TILE]
+cdef void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
+                    Py_ssize_t to_residual, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
+                    bint far, double* total_s, double* total_q, taken* how) noexcept nogil:
+    """Add the sums of `width` <= TILE columns over `rows` <= FLUSH rows to their totals."""
+    cdef int paired = paired_of(how)
     cdef wide c[TILE]
     cdef wide s[TILE]
     cdef wide q[TILE]
     cdef wide of_gate[3 * TILE]
-    cdef Py_ssize_t j, stride = coefficient_stride(job.columns)
+    cdef Py_ssize_t j
     for j in range(width):
         c[j] = shift[j]
         s[j] = 0
         q[j] = 0
         if paired > PAIRED:
-            of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[j + stride], gate[j + 2 * stride], gate[j + 3 * stride]
-    if paired:
-        dy = readable(job, OF_DY, &job.dy, n, column, 0, rows, width, 1, &dy_stride, gate)
-    if paired == PAIRED and job.fusion:
-        gate_rows(job, x, x_stride, dy, dy_stride, g, TILE, rows, width, gate)
-        dy = g
-        dy_stride = TILE
-    if paired == ADDED_PAIR:
-        to_residual = residual_at(job, x) - x
-    accumulate(x, x_stride, dy, dy_stride, rows, width, to_residual, c, of_gate, <wide>job.low, <wide>job.high, s, q, paired)
-    flush(s, q, width, total_s, total_q, WIDEST)
+            of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[j + gate_stride], gate[j + 2 * gate_stride], gate[j + 3 * gate_stride]
+    # The usual widths are constants of the inlined loops.
+    if width == TILE:
+        accumulate(x, x_stride, dy, dy_stride, rows, TILE, to_residual, c, of_gate, low, high, s, q, far, paired)
+        flush(s, q, TILE, total_s, total_q, WIDEST)
+    elif width == LANES:
+        accumulate(x, x_stride, dy, dy_stride, rows, LANES, to_residual, c, of_gate, low, high, s, q, far, paired)
+        flush(s, q, LANES, total_s, total_q, WIDEST)
+    else:
+        accumulate(x, x_stride, dy, dy_stride, rows, width, to_residual, c, of_gate, low, high, s, q, far, paired)
+        flush(s, q, width, total_s, total_q, WIDEST)
 
 
 cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
-                             double* total_s, double* total_q, int paired) noexcept nogil:
+                             double* total_s, double* total_q, taken* how) noexcept nogil:
     """Sums of `width` columns: tile by tile over FLUSH rows at a time, so that neighbouring tiles are read soon after one another."""
-    cdef Py_ssize_t c, w, n = chunk.n0, rows
+    cdef Py_ssize_t c, w, n = chunk.n0, rows, x_stride, dy_stride = 0, to_residual = 0
+    cdef const real* x
+    cdef const real* dy = NULL
+    cdef real g[FLUSH * TILE]
     while n < chunk.n1:
         rows = min(FLUSH, chunk.n1 - n)
         c = 0
         while c < width:
-            w = width - c
-            # The usual widths are constants of the inlined loops.
-            if w >= TILE:
-                w = TILE
-                tile_sums(job, n, c0 + c, rows, TILE, shift + c, gate + c, total_s + c, total_q + c, paired)
-            elif w >= LANES:
-                w = LANES
-                tile_sums(job, n, c0 + c, rows, LANES, shift + c, gate + c, total_s + c, total_q + c, paired)
-            else:
-                tile_sums(job, n, c0 + c, rows, w, shift + c, gate + c, total_s + c, total_q + c, paired)
+            w = TILE if width - c >= TILE else min(LANES, width - c)
+            x = readable(job, OF_X, &job.x, n, c0 + c, 0, rows, w, 1, &x_stride, gate)
+            if taken is not Alone:
+                dy = readable(job, OF_DY, &job.dy, n, c0 + c, 0, rows, w, 1, &dy_stride, gate)
+            if taken is Pair and job.fusion:
+                gate_rows(job, x, x_stride, dy, dy_stride, g, TILE, rows, w, gate + c)
+                dy = g
+                dy_stride = TILE
+            if taken is AddedPair:
+                to_residual = residual_at(job, x) - x
+            tile_sums(x, x_stride, dy, dy_stride, rows, w, to_residual, shift + c, gate + c, coefficient_stride(job.columns), <wide>job.low,
+                      <wide>job.high, job.far, total_s + c, total_q + c, how)
             c += w
         n += FLUSH
 
 
-cdef inline void segment_sums(const Job* job, Py_ssize_t n, Py_ssize_t channel, Py_ssize_t i, Py_ssize_t length, wide shift, const real* gate,
-                              wide* s, wide* q, bint first, int paired) noexcept nogil:
-    """Add the `length` <= FLUSH * LANES elements of one channel from (n, channel, i) on to its LANES sums (or, if first, start these).
+cdef inline void end_segment(const real* x, const real* dy, int rows, Py_ssize_t rest, Py_ssize_t to_residual, const wide* shift, const wide* gate,
+                             wide low, wide high, const wide* lanes_s, const wide* lanes_q, wide* s, wide* q, int paired) noexcept nogil:
+    """Sums of the last `rows` < 8 rows of LANES elements, a constant, and of `rest` < LANES more, with lanes_s and lanes_q into s and q."""
+    cdef wide of_s[LANES]
+    cdef wide of_q[LANES]
+    cdef wide rest_s[LANES]
+    cdef wide rest_q[LANES]
+    cdef wide a, b
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        of_s[j], of_q[j] = lanes_s[j], lanes_q[j]
+    accumulate(x, LANES, dy, LANES, rows, LANES, to_residual, shift, gate, low, high, of_s, of_q, False, paired)
+    # The last LANES elements again, those done before left out: full width, no tail loop.
+    x += rows * LANES + rest - LANES
+    if paired:
+        dy += rows * LANES + rest - LANES
+    for j in range(LANES):
+        b = <wide>x[j] - shift[j] if j >= LANES - rest else 0
+        a = b
+        if paired:
+            a = <wide>dy[j] if j >= LANES - rest else 0
+        if paired > PAIRED:
+            a = gated(a, activated(b, gate[0], gate[TILE], gate[2 * TILE], <wide>x[j + to_residual], paired), low, high)
+        rest_s[j], rest_q[j] = a, a * b
+    for j in range(LANES):
+        s[j] = of_s[j] + rest_s[j]
+        q[j] = of_q[j] + rest_q[j]
 
-    Element i goes to lane i % LANES; the last length % LANES ones go to the last lanes.
+
+cdef void segment_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t length, Py_ssize_t width,
+                       Py_ssize_t to_residual, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high, bint far,
+                       wide* s, wide* q, taken* how) noexcept nogil:
+    """Add LANES <= `length` <= FLUSH * LANES elements of each of `width` channels to the channel's LANES sums.
+
+    Element i goes to lane i % LANES; the last length % LANES ones to the last lanes.
     """
-    cdef wide c[LANES]
+    cdef int paired = paired_of(how)
+    cdef wide shifts[LANES]
     cdef wide lanes_s[LANES]
     cdef wide lanes_q[LANES]
     cdef wide of_gate[3 * TILE]
-    cdef real g[FLUSH * LANES]
-    cdef wide a, b, low = <wide>job.low, high = <wide>job.high
-    cdef Py_ssize_t j, stride, to_residual = 0, rest = length % LANES, step = coefficient_stride(job.columns)
-    cdef const real* x = readable(job, OF_X, &job.x, n, channel, i, 1, 1, length, &stride, gate)
-    cdef const real* dy = NULL
-    if paired:
-        dy = readable(job, OF_DY, &job.dy, n, channel, i, 1, 1, length, &stride, gate)
-    if paired == PAIRED and job.fusion:
-        gate_rows(job, x, 0, dy, 0, g, 0, 1, length, gate)
-        dy = g
-    if paired == ADDED_PAIR:
-        to_residual = residual_at(job, x) - x
-    if paired > PAIRED:
+    cdef Py_ssize_t c, j, whole = length // (8 * LANES) * 8, rows = length // LANES - whole, rest = length % LANES
+    cdef const real* x_end
+    cdef const real* dy_end
+    for c in range(width):
         for j in range(LANES):
-            of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[step], gate[2 * step], gate[3 * step]
-    if length < LANES:
-        if first:
-            for j in range(LANES):
-                s[j] = 0
-                q[j] = 0
+            shifts[j] = shift[c]
+            if paired > PAIRED:
+                of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[c + gate_stride], gate[c + 2 * gate_stride], gate[c + 3 * gate_stride]
+        for j in range(LANES):
+            lanes_s[j], lanes_q[j] = s[j], q[j]
+        if whole:
+            accumulate(x, LANES, dy, LANES, whole, LANES, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, far, paired)
+        x_end = x + whole * LANES
+        dy_end = dy + whole * LANES if paired else dy
+        # Constants of the inlined loops: what is left keeps the sums in registers.
+        if rows == 0:
+            end_segment(x_end, dy_end, 0, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        elif rows == 1:
+            end_segment(x_end, dy_end, 1, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        elif rows == 2:
+            end_segment(x_end, dy_end, 2, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        elif rows == 3:
+            end_segment(x_end, dy_end, 3, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        elif rows == 4:
+            end_segment(x_end, dy_end, 4, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        elif rows == 5:
+            end_segment(x_end, dy_end, 5, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        elif rows == 6:
+            end_segment(x_end, dy_end, 6, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        else:
+            end_segment(x_end, dy_end, 7, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+        s += LANES
+        q += LANES
+        x += x_stride
+        if paired:
+            dy += dy_stride
+
+
+cdef void short_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t length, Py_ssize_t width,
+                     Py_ssize_t to_residual, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high, wide* s, wide* q,
+                     taken* how) noexcept nogil:
+    """As segment_sums, of less than LANES elements: the first lanes'."""
+    cdef int paired = paired_of(how)
+    cdef wide a, b
+    cdef Py_ssize_t c, j
+    for c in range(width):
         for j in range(length):
-            b = <wide>x[j] - shift
+            b = <wide>x[j] - shift[c]
             a = <wide>dy[j] if paired else b
             if paired > PAIRED:
-                a = gated(a, activated(b, of_gate[0], of_gate[TILE], of_gate[2 * TILE], <wide>x[j + to_residual], paired), low, high)
+                a = gated(a, activated(b, <wide>gate[c + gate_stride], <wide>gate[c + 2 * gate_stride], <wide>gate[c + 3 * gate_stride],
+                                       <wide>x[j + to_residual], paired), low, high)
             s[j] += a
             q[j] += a * b
-        return
-    for j in range(LANES):
-        c[j] = shift
-        lanes_s[j] = 0 if first else s[j]
-        lanes_q[j] = 0 if first else q[j]
-    accumulate(x, LANES, dy, LANES, length // LANES, LANES, to_residual, c, of_gate, low, high, lanes_s, lanes_q, paired)
-    if rest:
-        # The last LANES elements again, those done before left out: full width, no tail loop.
-        x += length - LANES
+        s += LANES
+        q += LANES
+        x += x_stride
         if paired:
-            dy += length - LANES
-        for j in range(LANES):
-            b = <wide>x[j] - shift if j >= LANES - rest else 0
-            a = b
-            if paired:
-                a = <wide>dy[j] if j >= LANES - rest else 0
-            if paired > PAIRED:
-                a = gated(a, activated(b, of_gate[0], of_gate[TILE], of_gate[2 * TILE], <wide>x[j + to_residual], paired), low, high)
-            lanes_s[j] += a
-            lanes_q[j] += a * b
-    for j in range(LANES):
-        s[j] = lanes_s[j]
-        q[j] = lanes_q[j]
+            dy += dy_stride
 
 
-cdef inline double folded(const wide* lanes) noexcept nogil:
-    """The sum of LANES values in float64, halves upon halves."""
-    cdef double h[8]
-    cdef Py_ssize_t j
-    for j in range(8):
-        h[j] = <double>lanes[j] + <double>lanes[j + 8]
-    return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]))
+cdef inline void fold(const wide* lanes, Py_ssize_t width, double* totals) noexcept nogil:
+    """Add the sum of each channel's LANES values, in float64, halves upon halves, to its total."""
+    cdef Py_ssize_t c
+    for c in range(width):
+        if wide is float:
+            totals[c] += sum_of_floats(lanes + c * LANES)
+        else:
+            totals[c] += sum_of_doubles(lanes + c * LANES)
+
+
+cdef inline void row_part(const Job* job, Py_ssize_t n, Py_ssize_t c0, Py_ssize_t i, Py_ssize_t length, Py_ssize_t width, const wide* shift,
+                          const real* gate, wide* s, wide* q, taken* how) noexcept nogil:
+    """Sums of a segment of each of `width` channels from (n, c0, i) on."""
+    cdef real g[FLUSH * LANES]
+    cdef Py_ssize_t stride, to_residual = 0
+    cdef const real* x = readable(job, OF_X, &job.x, n, c0, i, 1, 1, length, &stride, gate)
+    cdef const real* dy = NULL
+    if taken is not Alone:
+        dy = readable(job, OF_DY, &job.dy, n, c0, i, 1, 1, length, &stride, gate)
+    if taken is Pair and job.fusion:
+        gate_rows(job, x, 0, dy, 0, g, 0, 1, length, gate)
+        dy = g
+    if taken is AddedPair:
+        to_residual = residual_at(job, x) - x
+    if length >= LANES:
+        segment_sums(x, job.x.channel_stride, dy, job.dy.channel_stride, length, width, to_residual, shift, gate, coefficient_stride(job.columns),
+                     <wide>job.low, <wide>job.high, job.far, s, q, how)
+    else:
+        short_sums(x, job.x.channel_stride, dy, job.dy.channel_stride, length, width, to_residual, shift, gate, coefficient_stride(job.columns),
+                   <wide>job.low, <wide>job.high, s, q, how)
 
 
 cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
-                          double* total_s, double* total_q, int paired) noexcept nogil:
+                          double* total_s, double* total_q, taken* how) noexcept nogil:
     """Sums of `width` channels, one after the other in each row."""
     cdef wide s[TILE * LANES]
     cdef wide q[TILE * LANES]
     cdef double lanes_s[2 * TILE * LANES]
     cdef double lanes_q[2 * TILE * LANES]
-    cdef bint first = True, flushed = False
+    cdef bint flushed = False
+    cdef bint together = job.places == NULL and not (taken is Pair and job.fusion)      # else the channels need one copy each
     cdef Py_ssize_t c, i, j, n, part, whole, additions, filled = 0
+    for j in range(width * LANES):
+        s[j] = q[j] = 0
     for n in range(chunk.n0, chunk.n1):
         i = chunk.i0
         while i < chunk.i1:
             part = min(chunk.i1 - i, FLUSH * LANES)
             whole = part // LANES
             additions = whole // 8 + (whole >> 2 & 1) + (whole >> 1 & 1) + (whole & 1) + (part % LANES > 0)
-            if filled + additions > SEQUENCE and not first:
-                if not flushed:
-                    for j in range(width * LANES):
-                        lanes_s[j] = lanes_q[j] = 0
-                        if wide is double:
-                            lanes_s[TILE * LANES + j] = lanes_q[TILE * LANES + j] = 0
-                flush(s, q, width * LANES, lanes_s, lanes_q, TILE * LANES)
+            if filled and filled + additions > SEQUENCE:
+                for c in range(width):
+                    j = c * LANES
+                    if not flushed:
+                        begin_totals(lanes_s + j, lanes_q + j, LANES, TILE * LANES, s)
+                    flush(s + j, q + j, LANES, lanes_s + j, lanes_q + j, TILE * LANES)
                 flushed = True
                 filled = 0
-            for c in range(width):
-                segment_sums(job, n, c0 + c, i, part, shift[c], gate + c, s + c * LANES, q + c * LANES, first, paired)
-            first = False
+            if together:
+                row_part(job, n, c0, i, part, width, shift, gate, s, q, how)
+            for c in range(0 if together else width):
+                row_part(job, n, c0 + c, i, part, 1, shift + c, gate + c, s + c * LANES, q + c * LANES, how)
             i += part
             filled += additions
     if flushed:
-        flush(s, q, width * LANES, lanes_s, lanes_q, TILE * LANES)
         for c in range(width):
-            total_s[c] += folded(lanes_s + c * LANES)
-            total_q[c] += folded(lanes_q + c * LANES)
-            if wide is double:
-                total_s[WIDEST + c] += folded(lanes_s + TILE * LANES + c * LANES)
-                total_q[WIDEST + c] += folded(lanes_q + TILE * LANES + c * LANES)
+            j = c * LANES
+            flush(s + j, q + j, LANES, lanes_s + j, lanes_q + j, TILE * LANES)
+        fold(lanes_s, width, total_s)
+        fold(lanes_q, width, total_q)
+        if wide is double:
+            fold(lanes_s + TILE * LANES, width, total_s + WIDEST)
+            fold(lanes_q + TILE * LANES, width, total_q + WIDEST)
     else:
-        for c in range(width):
-            total_s[c] += folded(s + c * LANES)
-            total_q[c] += folded(q + c * LANES)
+        fold(s, width, total_s)
+        fold(q, width, total_q)
 
 
-cdef inline void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
-                            double* total_s, double* total_q, int paired, const real* kind) noexcept nogil:
+cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
+                     double* total_s, double* total_q, const real* kind, taken* how) noexcept nogil:
     """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE). Of the totals' 2 x WIDEST elements,
     the second half is, of float64 elements, what the first ones lose by rounding."""
     cdef Py_ssize_t j
-    for j in range(width):
-        total_s[j] = total_q[j] = 0
-        if wide is double:
-            total_s[WIDEST + j] = total_q[WIDEST + j] = 0
+    begin_totals(total_s, total_q, width, WIDEST, shift)
     if job.inner == 1:
-        column_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
+        column_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
     else:
-        row_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, paired)
+        row_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
     if wide is double:
         for j in range(width):
             total_s[j] = restored(total_s[j], total_s[WIDEST + j])
@@ -596,10 +738,10 @@ cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ss
         shift[j] = value(job, OF_X, &job.x, chunk.n0, c0 + j, chunk.i0, kind)
         if not finite(shift[j]):
             shift[j] = 0
-    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, X_ALONE, kind)
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, kind, <Alone*>NULL)
     for j in range(width):
         shift[j] += total_s[j] / count
-    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, X_ALONE, kind)
+    chunk_sums(job, chunk, c0, width, shift, total_s, total_q, kind, <Alone*>NULL)
     for j in range(width):
         if wanted[j]:
             mean = total_s[j] / count
@@ -607,7 +749,13 @@ cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ss
             m2s[j] = total_q[j] - total_s[j] * mean
 
 
-cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
+cdef inline real guess(const real* x, const Py_ssize_t* offsets) noexcept nogil:
+    """The mean of 8 elements."""
+    return tree(8, x[offsets[0]], x[offsets[1]], x[offsets[2]], x[offsets[3]], x[offsets[4]], x[offsets[5]], x[offsets[6]],
+                x[offsets[7]]) * <real>0.125
+
+
+cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
     """Mean and M2 (sum of squared deviations) of chunk k, for channels c0 to c0 + width, into job.partials.
 
     One pass over shifted data: the shift is the mean of 8 elements spread over the chunk. Where that was a bad guess (the mean lies more than
@@ -640,15 +788,19 @@ cdef inline void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_s
             n, inner = i * rows * length // 8 // length, i * rows * length // 8 % length
         offsets[i] = n * job.x.outer_stride + inner if not copied(job, OF_X) else i
         rows_of[i], inner_of[i] = n, inner
-    for j in range(width):
-        at = element(&job.x, chunk.n0, c0 + j, chunk.i0, kind)
-        if copied(job, OF_X):
+    at = element(&job.x, chunk.n0, c0, chunk.i0, kind)
+    if copied(job, OF_X):
+        for j in range(width):
             for i in range(8):
                 few_values[i] = <real>value(job, OF_X, &job.x, chunk.n0 + rows_of[i], c0 + j, chunk.i0 + inner_of[i], kind)
-            at = few_values
-        shift[j] = tree(8, at[offsets[0]], at[offsets[1]], at[offsets[2]], at[offsets[3]], at[offsets[4]], at[offsets[5]], at[offsets[6]],
-                        at[offsets[7]]) * <real>0.125
-    chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, X_ALONE, kind)
+            shift[j] = guess(few_values, offsets)
+    elif job.inner == 1:
+        for j in range(width):
+            shift[j] = guess(at + j, offsets)
+    else:
+        for j in range(width):
+            shift[j] = guess(at + j * job.x.channel_stride, offsets)
+    chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <Alone*>NULL)
     for j in range(width):
         mean = total_s[j] / count
         m2 = total_q[j] - total_s[j] * mean
@@ -702,7 +854,7 @@ cdef inline void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t width, 
         var[j] /= count
 
 
-cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
+cdef void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
     """Sums of dy and of dy * (x - mean) over chunk k, into job.partials."""
     cdef Chunk chunk = chunk_of(job, k)
     cdef real shift[WIDEST]
@@ -721,11 +873,11 @@ cdef inline void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py
         shift[j] = <real>rest[j]
         rest[j] -= shift[j]
     if gate_in_registers(job) and job.with_residual:
-        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, ADDED_PAIR, kind)
+        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <AddedPair*>NULL)
     elif gate_in_registers(job):
-        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, GATED_PAIR, kind)
+        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <GatedPair*>NULL)
     else:
-        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, PAIRED, kind)
+        chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <Pair*>NULL)
     for j in range(width):
         dy_sums[j] = total_s[j]
         products[j] = total_q[j] - (rest[j] * total_s[j] if rest[j] != 0 else 0)
@@ -789,13 +941,15 @@ cdef inline void update(const Vector* running, Py_ssize_t c0, Py_ssize_t width, 
 cdef inline void inverse_roots(const double* var, double eps, Py_ssize_t width, double* invstd, const real* kind) noexcept nogil:
     """invstd = 1 / sqrt(var + eps), to 14 digits where the elements are float32: a third of the time of what float64 needs."""
     cdef float rough[CONCLUDED]
-    cdef Py_ssize_t j, ordinary = 0
+    cdef Py_ssize_t j
+    cdef int ordinary = 0       # as wide as a float, so that they are counted side by side
     cdef double a, r
     if real is float:
         for j in range(width):
             rough[j] = <float>(var[j] + eps)
         for j in range(width):
-            ordinary += (rough[j] > <float>1e-30) & (rough[j] < <float>1e30)
+            ordinary += (1 if rough[j] < <float>1e30 else 0) if rough[j] > <float>1e-30 else 0
+        for j in range(width):
             rough[j] = <float>1 / sqrtf(rough[j])
         if ordinary == width:
             for j in range(width):
@@ -807,7 +961,7 @@ cdef inline void inverse_roots(const double* var, double eps, Py_ssize_t width, 
         invstd[j] = 1 / sqrt(var[j] + eps)
 
 
-cdef inline void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
+cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
     """For `width` <= CONCLUDED channels from c0 on, from the chunks' sums to the results and to what the apply pass needs."""
     cdef double mean[CONCLUDED]
     cdef double var[CONCLUDED]
@@ -944,7 +1098,8 @@ cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stri
 
 cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                            Py_ssize_t rows, Py_ssize_t width, Py_ssize_t head, Py_ssize_t overlap, const real* hi, const real* lo,
-                           const real* scale, const real* offset, const real* slope, const real* bias, bint stream, int paired) noexcept nogil:
+                           const real* scale, const real* offset, const real* slope, const real* bias, int finish, bint stream,
+                           int paired) noexcept nogil:
     """The apply pass down the rows of a tile, the first of which begins at `head`.
 
     head, overlap : unless 0, there is a further row at 0, or at `overlap`, which overlaps the others: what comes before the first boundary of a
@@ -963,7 +1118,6 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
     cdef real* begin = y
     cdef real* end = y + overlap
     cdef Py_ssize_t done = head + rows * width - overlap        # of the last row
-    cdef int finish = ANYTHING if finish_of(job) else NOTHING
     cdef Py_ssize_t j
     if head:
         transform_row(job, x, dy, first, g_first, width, hi, lo, scale, offset, slope, bias, finish, False, paired)
@@ -979,14 +1133,7 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
         dy += head
     if g != NULL:
         g += head
-    if paired or not finish:
-        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, hi, lo, scale, offset, slope, bias, NOTHING, stream, paired)
-    elif finish_of(job) == CLIP:
-        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, hi, lo, scale, offset, slope, bias, CLIP, stream, paired)
-    elif finish_of(job) == ADD_CLIP:
-        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, hi, lo, scale, offset, slope, bias, ADD_CLIP, stream, paired)
-    else:
-        transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, hi, lo, scale, offset, slope, bias, ANYTHING, stream, paired)
+    transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, hi, lo, scale, offset, slope, bias, finish, stream, paired)
     if not stream:
         if head:
             for j in range(width):
@@ -1012,72 +1159,85 @@ cdef inline Py_ssize_t to_cache_line(const real* y) noexcept nogil:
     return <Py_ssize_t>((64 - <size_t>y % 64) % 64 // sizeof(real))
 
 
-cdef inline void row_transform(const Job* job, const real* x, const real* dy, real* y, Py_ssize_t length, const real* coefficients, Py_ssize_t stride,
-                               bint stream, int paired) noexcept nogil:
-    """The apply pass over `length` contiguous elements of one channel."""
+cdef void transform_channels(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+                             Py_ssize_t width, Py_ssize_t length, const real* coefficients, Py_ssize_t stride, applied* how,
+                             written* where) noexcept nogil:
+    """The apply pass over `length` contiguous elements of each of `width` channels."""
+    cdef int paired = paired_of(how), finish = finish_tag(how)
+    cdef bint stream = written is Streamed
     cdef real hi[LANES]
     cdef real lo[LANES]
     cdef real scale[LANES]
     cdef real offset[LANES]
     cdef real slope[LANES]
     cdef real bias[LANES]
-    cdef Py_ssize_t j, head = 0
-    for j in range(LANES):
-        hi[j] = coefficients[0]
-        lo[j] = coefficients[stride]
-        scale[j] = coefficients[2 * stride]
-        offset[j] = coefficients[3 * stride]
+    cdef Py_ssize_t c, j, head = 0
+    for c in range(width):
+        for j in range(LANES):
+            hi[j] = coefficients[c]
+            lo[j] = coefficients[c + stride]
+            scale[j] = coefficients[c + 2 * stride]
+            offset[j] = coefficients[c + 3 * stride]
+            if paired:
+                slope[j] = coefficients[c + 4 * stride]
+            if paired > PAIRED:
+                bias[j] = coefficients[c + GATE_OFFSET * stride]
+        if length < LANES:
+            transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, bias, finish, False, paired)
+        else:
+            if length >= ALIGN_LENGTH:
+                head = to_cache_line(y)
+            transform(job, x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
+                      hi, lo, scale, offset, slope, bias, finish, stream, paired)
+        x += x_stride
+        y += y_stride
         if paired:
-            slope[j] = coefficients[4 * stride]
-        if paired > PAIRED:
-            bias[j] = coefficients[GATE_OFFSET * stride]
-    if length < LANES:
-        transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, bias, False, paired)
-        return
-    if length >= ALIGN_LENGTH:
-        head = to_cache_line(y)
-    transform(job, x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
-              hi, lo, scale, offset, slope, bias, stream, paired)
+            dy += dy_stride
 
 
 cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, int paired) noexcept nogil:
+                                Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, int finish, bint stream,
+                                int paired) noexcept nogil:
     """The apply pass over a tile of `width` <= TILE columns."""
-    cdef real of_tile[GATES * TILE]
+    cdef real of_tile[COEFFICIENTS * TILE]
     cdef const real* at = coefficients
     cdef Py_ssize_t j
-    if not paired and rows >= REGISTERED:
+    if paired <= PAIRED and rows >= REGISTERED:
         # Once, for all rows: of this function, so that they stay in registers.
         for j in range(width):
             of_tile[j], of_tile[TILE + j] = at[j], at[stride + j]
             of_tile[2 * TILE + j], of_tile[3 * TILE + j] = at[2 * stride + j], at[3 * stride + j]
+            if paired:
+                of_tile[4 * TILE + j] = at[4 * stride + j]
         transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, of_tile, of_tile + TILE, of_tile + 2 * TILE, of_tile + 3 * TILE,
-                  NULL, NULL, stream, paired)
+                  of_tile + 4 * TILE, NULL, finish, stream, paired)
     else:
         transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, at, at + stride, at + 2 * stride, at + 3 * stride,
-                  at + 4 * stride, at + GATE_OFFSET * stride, stream, paired)
+                  at + 4 * stride, at + GATE_OFFSET * stride, finish, stream, paired)
 
 
-cdef inline void column_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                  Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride,
-                                  bint stream, int paired) noexcept nogil:
-    """The apply pass over `width` columns of `rows` rows."""
-    cdef Py_ssize_t c = 0, w
-    while c < width:
-        w = width - c
-        if w >= TILE:
-            w = TILE
-            tile_transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, TILE, coefficients + c, stride, stream, paired)
-        elif w >= LANES:
-            w = LANES
-            tile_transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, LANES, coefficients + c, stride, stream, paired)
-        else:
-            tile_transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, w, coefficients + c, stride, stream, paired)
-        c += w
-        x += w
-        y += w
-        if paired:
-            dy += w
+cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+                            Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, applied* how, written* where) noexcept nogil:
+    """The apply pass over `rows` rows of `width` columns, tile by tile in blocks of rows so that neighbouring tiles follow one another closely."""
+    cdef int paired = paired_of(how), finish = finish_tag(how)
+    cdef bint stream = written is Streamed
+    cdef Py_ssize_t c, n = 0, to_dy, some = max(1, (STREAMED if stream else BLOCK) // max(1, x_stride))
+    while n < rows:
+        some = min(some, rows - n)
+        c = 0
+        while c < width:
+            to_dy = n * dy_stride + c if paired else 0
+            if width - c >= TILE:
+                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, TILE,
+                               coefficients + c, stride, finish, stream, paired)
+            elif width - c >= LANES:
+                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, LANES,
+                               coefficients + c, stride, finish, stream, paired)
+            else:
+                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, width - c,
+                               coefficients + c, stride, finish, stream, paired)
+            c += TILE if width - c >= TILE else LANES
+        n += some
 
 
 # ---- phases: a range of the work's items, for one thread -------------------------------------------------------------------------------
@@ -1158,19 +1318,26 @@ cdef void apply_piece(const Job* of_places, Job* job, Py_ssize_t n0, Py_ssize_t 
 
 cdef void apply_from(const Job* job, const View* x, const View* dy, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1,
                      Py_ssize_t i0, Py_ssize_t i1, real* kind) noexcept nogil:
+    cdef int finish = finish_of(job)
     if job.apply == BACKWARD:
-        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, PAIRED, kind)
-    else:
+        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, kind, <Pair*>NULL)
+    elif finish == NOTHING:
         # What scales dy alone is the forward formula with dy in the place of x.
-        apply_box(job, dy if job.apply == FROZEN else x, dy, n0, n1, c0, c1, i0, i1, X_ALONE, kind)
+        apply_box(job, dy if job.apply == FROZEN else x, dy, n0, n1, c0, c1, i0, i1, kind, <Alone*>NULL)
+    elif finish == CLIP:
+        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, kind, <Clipped*>NULL)
+    elif finish == ADD_CLIP:
+        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, kind, <AddClipped*>NULL)
+    else:
+        apply_box(job, x, dy, n0, n1, c0, c1, i0, i1, kind, <Finished*>NULL)
 
 
 cdef void apply_gated_pair(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
                            real* kind) noexcept nogil:
     if job.with_residual:
-        apply_box(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, ADDED_PAIR, kind)
+        apply_box(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, kind, <AddedPair*>NULL)
     else:
-        apply_box(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, GATED_PAIR, kind)
+        apply_box(job, &job.x, &job.dy, n0, n1, c0, c1, i0, i1, kind, <GatedPair*>NULL)
 
 
 cdef void apply_gated(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,
@@ -1205,20 +1372,11 @@ cdef void apply_gated(const Job* job, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c
         n += rows
 
 
-cdef inline void block_transform(const Job* job, const View* x, const real* x_at, const View* dy, const real* dy_at, real* y_at, Py_ssize_t rows,
-                                 Py_ssize_t width, const real* coefficients, Py_ssize_t stride, bint stream, int paired) noexcept nogil:
-    """The apply pass over `rows` rows of `width` columns, in blocks of rows so that neighbouring tiles follow one another closely."""
-    cdef Py_ssize_t n = 0, step = max(1, (STREAMED if stream else BLOCK) // max(1, x.outer_stride))
-    while n < rows:
-        column_transform(job, x_at + n * x.outer_stride, x.outer_stride, dy_at + n * dy.outer_stride if paired else dy_at, dy.outer_stride,
-                         y_at + n * job.y.outer_stride, job.y.outer_stride, min(step, rows - n), width, coefficients, stride, stream, paired)
-        n += step
-
-
 cdef inline void apply_box(const Job* job, const View* x, const View* dy, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1,
-                           Py_ssize_t i0, Py_ssize_t i1, int paired, real* kind) noexcept nogil:
-    cdef Py_ssize_t n, c, rows, head = 0, width = c1 - c0, stride = coefficient_stride(job.columns)
-    cdef const real* coefficients = <const real*>job.coefficients
+                           Py_ssize_t i0, Py_ssize_t i1, real* kind, applied* how) noexcept nogil:
+    cdef int paired = paired_of(how)
+    cdef Py_ssize_t n, rows, head = 0, width = c1 - c0, stride = coefficient_stride(job.columns), dy_stride = 0
+    cdef const real* coefficients = <const real*>job.coefficients + c0
     cdef const real* x_at
     cdef const real* dy_at = NULL
     cdef real* y_at
@@ -1227,14 +1385,14 @@ cdef inline void apply_box(const Job* job, const View* x, const View* dy, Py_ssi
         y_at = <real*>element(&job.y, n0, c0, 0, kind)
         if paired:
             dy_at = element(dy, n0, c0, 0, kind)
-        coefficients += c0
+            dy_stride = dy.outer_stride
         rows = n1 - n0
         if width == job.columns and width % LANES == 0 and x.outer_stride == width and job.y.outer_stride == width \
-                and (not paired or dy.outer_stride == width):
+                and (not paired or dy_stride == width):
             # One stretch of memory: rows may begin anywhere, so let them begin on cache lines, the coefficients going round.
             head = to_cache_line(y_at)
         if head:
-            column_transform(job, x_at, 0, dy_at, 0, y_at, 0, 1, head, coefficients, stride, False, paired)
+            transform_columns(job, x_at, 0, dy_at, 0, y_at, 0, 1, head, coefficients, stride, how, <Cached*>NULL)
             x_at += head
             y_at += head
             coefficients += head
@@ -1243,27 +1401,27 @@ cdef inline void apply_box(const Job* job, const View* x, const View* dy, Py_ssi
             rows -= 1
         # Rows that don't all begin on a 16-byte boundary can't be streamed.
         if job.stream and (<size_t>y_at | <size_t>(job.y.outer_stride * sizeof(real)) | <size_t>(width * sizeof(real))) % 16 == 0:
-            block_transform(job, x, x_at, dy, dy_at, y_at, rows, width, coefficients, stride, True, paired)
+            transform_columns(job, x_at, x.outer_stride, dy_at, dy_stride, y_at, job.y.outer_stride, rows, width, coefficients, stride, how,
+                              <Streamed*>NULL)
         else:
-            block_transform(job, x, x_at, dy, dy_at, y_at, rows, width, coefficients, stride, False, paired)
+            transform_columns(job, x_at, x.outer_stride, dy_at, dy_stride, y_at, job.y.outer_stride, rows, width, coefficients, stride, how,
+                              <Cached*>NULL)
         if head:
-            column_transform(job, x_at + rows * width, 0, dy_at + rows * width if paired else dy_at, 0, y_at + rows * width, 0, 1, width - head,
-                             coefficients, stride, False, paired)
+            transform_columns(job, x_at + rows * width, 0, dy_at + rows * width if paired else dy_at, 0, y_at + rows * width, 0, 1, width - head,
+                              coefficients, stride, how, <Cached*>NULL)
     else:
         for n in range(n0, n1):
             x_at = element(x, n, c0, i0, kind)
             y_at = <real*>element(&job.y, n, c0, i0, kind)
             if paired:
                 dy_at = element(dy, n, c0, i0, kind)
-            for c in range(c0, c1):
-                if job.stream and i1 - i0 >= STREAM_LENGTH:
-                    row_transform(job, x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, True, paired)
-                else:
-                    row_transform(job, x_at, dy_at, y_at, i1 - i0, coefficients + c, stride, False, paired)
-                x_at += x.channel_stride
-                y_at += job.y.channel_stride
-                if paired:
-                    dy_at += dy.channel_stride
+                dy_stride = dy.channel_stride
+            if job.stream and i1 - i0 >= STREAM_LENGTH:
+                transform_channels(job, x_at, x.channel_stride, dy_at, dy_stride, y_at, job.y.channel_stride, width, i1 - i0, coefficients,
+                                   stride, how, <Streamed*>NULL)
+            else:
+                transform_channels(job, x_at, x.channel_stride, dy_at, dy_stride, y_at, job.y.channel_stride, width, i1 - i0, coefficients,
+                                   stride, how, <Cached*>NULL)
 
 
 cdef inline void channel_phase(const Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:

@@ -34,6 +34,8 @@ cdef inline void cut_channels(Job* job) noexcept nogil:
     job.tail = job.outer % job.fold * job.channels
     if job.inner == 1:
         outer_chunks = job.rows // CHUNK_ROWS
+        if outer_chunks > 2:        # so that threads reduce about the rows to which they apply the results
+            outer_chunks = ceil_div(outer_chunks, 4) * 4
     else:
         outer_chunks = ceil_div(job.rows, max(1, CHUNK // job.inner)) if job.inner > 0 else 1
         if job.inner > CHUNK and job.rows < MAX_CHUNKS:
@@ -67,6 +69,7 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     cdef Py_ssize_t planes, groups
     job.threads = threads
     job.stream = stream
+    job.far = bytes > threads * core_cache
     job.window = job.columns
     if job.inner == 1:
         # Memory in its own order: threads that write neighbouring columns of one row would fetch each other's lines ahead. Only where each thread's
@@ -75,8 +78,13 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
         job.by_channel = threads > 1 and job.reduction and job.fold == 1 and job.columns >= 1024 * threads and bytes <= core_cache and balanced(
             ceil_div(job.columns, job.group), threads)
     else:
-        # Side by side, enough channels for 4096 contiguous elements.
-        job.group = max(1, min(TILE, 4096 // max(1, job.inner)))
+        # Side by side, enough channels for 4096 contiguous elements; more, as that makes vectors of what there is one of for each, while they are small.
+        job.group = TILE
+        while job.group > 1 and job.group * job.inner > 4096 and (job.group * job.rows > 8192 // job.inner
+                                                                  or not balanced(ceil_div(job.columns, job.group), threads)):
+            job.group //= 2
+        if not job.reduction:
+            job.group = max(job.group, ceil_div(ceil_div(job.columns, threads), LANES) * LANES)
         groups = ceil_div(job.columns, job.group)
         if threads > 1 and job.reduction and bytes > groups * core_cache:
             job.window = job.group

@@ -59,9 +59,9 @@ static inline __attribute__((always_inline)) void prefetch_rows(const void *p, s
 {
     const char *ahead = (const char *)p + (stride == width ? 8192 : 8 * stride);
     size_t row, i;
-    for (row = 0; row < 8; row++)
+    for (row = 0; row < 8; row++, ahead += stride)
         for (i = 0; i < width; i += 64)
-            __builtin_prefetch(ahead + row * stride + i, 0, 2);
+            __builtin_prefetch(ahead + i, 0, 2);
 }
 
 #endif
