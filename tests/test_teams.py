@@ -40,7 +40,9 @@ def test_many_callers():
 cbn.set_num_threads(3)
 def call(_):
     assert right()
-    return count()
+    now = count()
+    time.sleep(0.001)   # the threads by which a call finds out whether the system grants any are gone then
+    return min(now, count())
 for workers in (32, 1):
     with ThreadPoolExecutor(workers) as pool:
         most = max(pool.map(call, range(3000)))

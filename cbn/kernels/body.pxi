@@ -14,7 +14,7 @@ from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
-from .plan cimport LANES, TILE, WIDEST, ceil_div, coefficient_stride
+from .plan cimport AROUND, LANES, TILE, WIDEST, ceil_div, coefficient_stride
 from .table cimport (ARRAYS, BACKWARD, BFLOAT16, COEFFICIENTS, COPIED, FLOAT16, FLOAT32, FORWARD, FROZEN, GATES, GRADIENTS, INT8, INT16, MOMENTS, OF_DY,
                      OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Table, Vector, View)
 
@@ -23,7 +23,7 @@ cdef extern from "stream.h" nogil:
     void stream_fence()
     void stream_part(void* destination, const void* source, size_t bytes)
     void prefetch_row(const void* p, size_t width)
-    void prefetch_rows(const void* p, size_t stride, size_t width)
+    void prefetch_rows(const void* p, size_t stride, size_t width, int near)
 
 cdef extern from "lanes.h" nogil:
     double sum_of_floats(const float* p)
@@ -54,6 +54,7 @@ cdef enum:
     GATE_OFFSET = COEFFICIENTS + 3      # of the arrays of coefficients, the gates' offset
     CONCLUDED = 128             # channels that are concluded side by side
     GATED = 2048                # elements that are taken back through an activation at a time
+    LINE = 32                   # elements of 16 bits in a cache line
     APPLIED = 4096              # elements of copied arrays that the apply pass takes at a time, at most COPIED
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
@@ -92,6 +93,18 @@ ctypedef fused applied:         # by an apply pass
     GatedPair
     AddedPair
 
+ctypedef struct Native:         # elements of the type that is computed with
+    char _
+ctypedef struct Half:           # float16
+    char _
+ctypedef struct Brain:          # bfloat16
+    char _
+
+ctypedef fused stored:
+    Native
+    Half
+    Brain
+
 ctypedef struct Cached:         # the output, in the ordinary way
     char _
 ctypedef struct Streamed:       # past the caches
@@ -106,6 +119,9 @@ cdef enum:                      # the same as `paired`, a constant of inlined lo
     PAIRED                      # x with dy
     GATED_PAIR                  # x with dy that is first taken back through an activation of which the gradient is 0 or 1
     ADDED_PAIR                  # the same where the activation's input has a residual
+
+cdef enum:                      # the type of elements, a constant of inlined loops: FLOAT16, BFLOAT16, or
+    NATIVE = -1                 # that which is computed with
 
 cdef enum:                      # `finish`, a constant of inlined loops: what follows the affine map
     NOTHING
@@ -131,6 +147,15 @@ cdef inline int paired_of(applied* how) noexcept nogil:
         return ADDED_PAIR
     else:
         return X_ALONE
+
+
+cdef inline int type_of(stored* kind) noexcept nogil:
+    if stored is Half:
+        return FLOAT16
+    elif stored is Brain:
+        return BFLOAT16
+    else:
+        return NATIVE
 
 
 cdef inline int finish_tag(applied* how) noexcept nogil:
@@ -296,6 +321,9 @@ cdef inline const real* gates(const Job* job, Py_ssize_t c, const real* kind) no
     return <const real*>job.coefficients + COEFFICIENTS * coefficient_stride(job.columns) + c
 
 
+include "narrow.pxi"
+
+
 # ---- reductions ------------------------------------------------------------------------------------------------------------------------
 
 ctypedef struct Chunk:
@@ -343,16 +371,46 @@ cdef inline bint gate_in_registers(const Job* job) noexcept nogil:
     return job.fusion == PIECEWISE and not job.leaky and (job.with_residual or not job.with_residual_grad)
 
 
-cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t width,
-                          Py_ssize_t to_residual, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
-                          int paired) noexcept nogil:
+ctypedef struct Source:
+    # Rows of what a reduction takes: x, dy, and the residual, with x's step. Steps count bytes.
+    const char* x
+    const char* dy
+    const char* residual
+    Py_ssize_t x_step, dy_step
+
+
+cdef inline Source narrow_at(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, int paired) noexcept nogil:
+    """Elements of 16 bits where they are, from (n, c, i) on."""
+    cdef const Place* places = job.places.of
+    cdef Source at
+    at.x, at.x_step = place_of(job, &places[OF_X], n, c, i), step_of(job, &places[OF_X])
+    at.dy, at.residual, at.dy_step = NULL, NULL, 0
+    if paired:
+        at.dy, at.dy_step = place_of(job, &places[OF_DY], n, c, i), step_of(job, &places[OF_DY])
+    if paired == ADDED_PAIR:
+        at.residual = place_of(job, &places[OF_RESIDUAL], n, c, i)
+    return at
+
+
+cdef inline Source moved(Source at, Py_ssize_t x_bytes, Py_ssize_t dy_bytes, int paired) noexcept nogil:
+    at.x += x_bytes
+    if paired:
+        at.dy += dy_bytes
+    if paired == ADDED_PAIR:
+        at.residual += x_bytes
+    return at
+
+
+cdef inline void add_rows(Py_ssize_t n, Source at, Py_ssize_t width, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
+                          int paired, const real* kind) noexcept nogil:
     """With b = x - shift, and a = dy if paired else b: s += sum of a, q += sum of a * b, over n = 1, 2, 4 or 8 rows of each column.
 
     gate : behind an activation, lo, scale and offset of the columns, TILE apart; their hi is the shift.
-    to_residual : for ADDED_PAIR, the elements from x to the residual.
     """
-    cdef Py_ssize_t j
-    cdef const real* r = x + to_residual
+    cdef Py_ssize_t j, x_stride = at.x_step // <Py_ssize_t>sizeof(real), dy_stride = at.dy_step // <Py_ssize_t>sizeof(real)
+    cdef const real* x = <const real*>at.x
+    cdef const real* dy = <const real*>at.dy
+    cdef const real* r = <const real*>at.residual
     cdef wide r0, r1, r2, r3, r4, r5, r6, r7
     cdef wide c, l, k, o, a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
     a1 = a2 = a3 = a4 = a5 = a6 = a7 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = r0 = r1 = r2 = r3 = r4 = r5 = r6 = r7 = 0
@@ -409,34 +467,55 @@ cdef inline void add_rows(Py_ssize_t n, const real* x, Py_ssize_t x_stride, cons
         q[j] += tree(n, a0 * b0, a1 * b1, a2 * b2, a3 * b3, a4 * b4, a5 * b5, a6 * b6, a7 * b7)
 
 
-cdef inline void accumulate(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
-                            Py_ssize_t to_residual, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
-                            bint far, int paired) noexcept nogil:
+cdef inline void widen(Py_ssize_t n, const char* p, Py_ssize_t step, Py_ssize_t width, bint brain, real* to) noexcept nogil:
+    """n rows of `width` elements of 16 bits, a multiple of LANES."""
+    cdef Py_ssize_t row, j
+    for row in range(n):
+        for j in range(width // LANES):
+            load_16(brain, p + row * step + 2 * LANES * j, <float*>to + row * width + LANES * j)
+
+
+cdef inline void add_rows_of(Py_ssize_t n, Source at, Py_ssize_t width, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
+                             int paired, int dtype, const real* kind) noexcept nogil:
+    """As add_rows, of elements of any type."""
+    cdef real x_rows[8 * TILE]
+    cdef real dy_rows[8 * TILE]
+    cdef real residual_rows[8 * TILE]
+    cdef Source rows
+    if dtype == NATIVE:
+        add_rows(n, at, width, shift, gate, low, high, s, q, paired, kind)
+        return
+    widen(n, at.x, at.x_step, width, dtype == BFLOAT16, x_rows)
+    if paired:
+        widen(n, at.dy, at.dy_step, width, dtype == BFLOAT16, dy_rows)
+    if paired == ADDED_PAIR:
+        widen(n, at.residual, at.x_step, width, dtype == BFLOAT16, residual_rows)
+    rows.x, rows.dy, rows.residual = <const char*>x_rows, <const char*>dy_rows, <const char*>residual_rows
+    rows.x_step = rows.dy_step = width * sizeof(real)
+    add_rows(n, rows, width, shift, gate, low, high, s, q, paired, kind)
+
+
+cdef inline void accumulate(Source at, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
+                            bint far, int paired, int dtype, const real* kind) noexcept nogil:
     """As add_rows, over any number of rows. far : fetch those that follow ahead."""
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, bytes = width * (<Py_ssize_t>sizeof(real) if dtype == NATIVE else 2)
     for row in range(rows // 8):
         if far:
-            prefetch_rows(x, x_stride * sizeof(real), width * sizeof(real))
+            prefetch_rows(at.x, at.x_step, bytes, paired)
             if paired:
-                prefetch_rows(dy, dy_stride * sizeof(real), width * sizeof(real))
+                prefetch_rows(at.dy, at.dy_step, bytes, paired)
             if paired == ADDED_PAIR:
-                prefetch_rows(x + to_residual, x_stride * sizeof(real), width * sizeof(real))
-        add_rows(8, x, x_stride, dy, dy_stride, width, to_residual, shift, gate, low, high, s, q, paired)
-        x += 8 * x_stride
-        if paired:
-            dy += 8 * dy_stride
+                prefetch_rows(at.residual, at.x_step, bytes, paired)
+        add_rows_of(8, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
+        at = moved(at, 8 * at.x_step, 8 * at.dy_step, paired)
     if rows & 4:
-        add_rows(4, x, x_stride, dy, dy_stride, width, to_residual, shift, gate, low, high, s, q, paired)
-        x += 4 * x_stride
-        if paired:
-            dy += 4 * dy_stride
+        add_rows_of(4, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
+        at = moved(at, 4 * at.x_step, 4 * at.dy_step, paired)
     if rows & 2:
-        add_rows(2, x, x_stride, dy, dy_stride, width, to_residual, shift, gate, low, high, s, q, paired)
-        x += 2 * x_stride
-        if paired:
-            dy += 2 * dy_stride
+        add_rows_of(2, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
+        at = moved(at, 2 * at.x_step, 2 * at.dy_step, paired)
     if rows & 1:
-        add_rows(1, x, x_stride, dy, dy_stride, width, to_residual, shift, gate, low, high, s, q, paired)
+        add_rows_of(1, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
 
 
 cdef inline double rounded_off(double a, double b) noexcept nogil:
@@ -470,11 +549,10 @@ cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, doub
         q[j] = 0
 
 
-cdef void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t rows, Py_ssize_t width,
-                    Py_ssize_t to_residual, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
-                    bint far, double* total_s, double* total_q, taken* how) noexcept nogil:
-    """Add the sums of `width` <= TILE columns over `rows` <= FLUSH rows to their totals."""
-    cdef int paired = paired_of(how)
+cdef void tile_sums(Source at, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
+                    bint far, wide* sums, wide* products, taken* how, stored* elements) noexcept nogil:
+    """Add the sums of `width` <= TILE columns over `rows` rows. Of elements of 16 bits, TILE or LANES columns."""
+    cdef int paired = paired_of(how), dtype = type_of(elements)
     cdef wide c[TILE]
     cdef wide s[TILE]
     cdef wide q[TILE]
@@ -482,93 +560,138 @@ cdef void tile_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize
     cdef Py_ssize_t j
     for j in range(width):
         c[j] = shift[j]
-        s[j] = 0
-        q[j] = 0
+        s[j] = sums[j]
+        q[j] = products[j]
         if paired > PAIRED:
             of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[j + gate_stride], gate[j + 2 * gate_stride], gate[j + 3 * gate_stride]
     # The usual widths are constants of the inlined loops.
     if width == TILE:
-        accumulate(x, x_stride, dy, dy_stride, rows, TILE, to_residual, c, of_gate, low, high, s, q, far, paired)
-        flush(s, q, TILE, total_s, total_q, WIDEST)
+        accumulate(at, rows, TILE, c, of_gate, low, high, s, q, far, paired, dtype, gate)
+        for j in range(TILE):
+            sums[j], products[j] = s[j], q[j]
     elif width == LANES:
-        accumulate(x, x_stride, dy, dy_stride, rows, LANES, to_residual, c, of_gate, low, high, s, q, far, paired)
-        flush(s, q, LANES, total_s, total_q, WIDEST)
-    else:
-        accumulate(x, x_stride, dy, dy_stride, rows, width, to_residual, c, of_gate, low, high, s, q, far, paired)
-        flush(s, q, width, total_s, total_q, WIDEST)
+        accumulate(at, rows, LANES, c, of_gate, low, high, s, q, far, paired, dtype, gate)
+        for j in range(LANES):
+            sums[j], products[j] = s[j], q[j]
+    elif dtype == NATIVE:
+        accumulate(at, rows, width, c, of_gate, low, high, s, q, far, paired, dtype, gate)
+        for j in range(width):
+            sums[j], products[j] = s[j], q[j]
 
 
 cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
                              double* total_s, double* total_q, taken* how) noexcept nogil:
-    """Sums of `width` columns: tile by tile over FLUSH rows at a time, so that neighbouring tiles are read soon after one another."""
-    cdef Py_ssize_t c, w, n = chunk.n0, rows, x_stride, dy_stride = 0, to_residual = 0
-    cdef const real* x
-    cdef const real* dy = NULL
+    """Sums of `width` columns: tile by tile over some rows at a time, so that neighbouring tiles are read soon after one another."""
+    cdef int narrow = narrow_source(job, paired_of(how))
+    cdef wide low = <wide>job.low, high = <wide>job.high
+    cdef Py_ssize_t c, j, w, n = chunk.n0, rows, done = 0, stride = coefficient_stride(job.columns)
+    # In the order of memory, where it is memory that takes the time.
+    cdef Py_ssize_t some = 8 if job.far and width > TILE and (job.places == NULL or narrow) else FLUSH
+    cdef Source at
     cdef real g[FLUSH * TILE]
+    cdef wide s[WIDEST]
+    cdef wide q[WIDEST]
+    for j in range(width):
+        s[j] = q[j] = 0
     while n < chunk.n1:
-        rows = min(FLUSH, chunk.n1 - n)
+        rows = min(some, chunk.n1 - n)
         c = 0
         while c < width:
             w = TILE if width - c >= TILE else min(LANES, width - c)
-            x = readable(job, OF_X, &job.x, n, c0 + c, 0, rows, w, 1, &x_stride, gate)
-            if taken is not Alone:
-                dy = readable(job, OF_DY, &job.dy, n, c0 + c, 0, rows, w, 1, &dy_stride, gate)
-            if taken is Pair and job.fusion:
-                gate_rows(job, x, x_stride, dy, dy_stride, g, TILE, rows, w, gate + c)
-                dy = g
-                dy_stride = TILE
-            if taken is AddedPair:
-                to_residual = residual_at(job, x) - x
-            tile_sums(x, x_stride, dy, dy_stride, rows, w, to_residual, shift + c, gate + c, coefficient_stride(job.columns), <wide>job.low,
-                      <wide>job.high, job.far, total_s + c, total_q + c, how)
+            if narrow and w >= LANES:
+                at = narrow_at(job, n, c0 + c, 0, paired_of(how))
+            else:
+                at = source(job, n, c0 + c, 0, rows, w, 1, gate + c, g, how)
+            if not narrow or w < LANES:
+                tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Native*>NULL)
+            elif real is float and narrow == FLOAT16:
+                tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Half*>NULL)
+            elif real is float:
+                tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Brain*>NULL)
             c += w
-        n += FLUSH
+        n += rows
+        done += rows
+        if done == FLUSH or n == chunk.n1:
+            flush(s, q, width, total_s, total_q, WIDEST)
+            done = 0
 
 
-cdef inline void end_segment(const real* x, const real* dy, int rows, Py_ssize_t rest, Py_ssize_t to_residual, const wide* shift, const wide* gate,
-                             wide low, wide high, const wide* lanes_s, const wide* lanes_q, wide* s, wide* q, int paired) noexcept nogil:
+cdef inline Source source(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t length,
+                          const real* gate, real* g, taken* how) noexcept nogil:
+    """Where a box of the arrays can be read; of dy behind an activation that isn't taken in registers, in g."""
+    cdef Py_ssize_t x_stride, dy_stride = 0
+    cdef const real* x = readable(job, OF_X, &job.x, n, c, i, rows, width, length, &x_stride, gate)
+    cdef const real* dy = NULL
+    cdef Source at
+    at.residual = NULL
+    if taken is not Alone:
+        dy = readable(job, OF_DY, &job.dy, n, c, i, rows, width, length, &dy_stride, gate)
+    if taken is Pair and job.fusion:
+        gate_rows(job, x, x_stride, dy, dy_stride, g, width, rows, width * length, gate)
+        dy = g
+        dy_stride = width
+    if taken is AddedPair:
+        at.residual = <const char*>residual_at(job, x)
+    at.x, at.dy = <const char*>x, <const char*>dy
+    at.x_step, at.dy_step = x_stride * sizeof(real), dy_stride * sizeof(real)
+    return at
+
+
+cdef inline void end_segment(Source at, int rows, Py_ssize_t rest, const wide* shift, const wide* gate, wide low, wide high, const wide* lanes_s,
+                             const wide* lanes_q, wide* s, wide* q, int paired, int dtype, const real* kind) noexcept nogil:
     """Sums of the last `rows` < 8 rows of LANES elements, a constant, and of `rest` < LANES more, with lanes_s and lanes_q into s and q."""
     cdef wide of_s[LANES]
     cdef wide of_q[LANES]
     cdef wide rest_s[LANES]
     cdef wide rest_q[LANES]
+    cdef real x_end[LANES]
+    cdef real dy_end[LANES]
+    cdef real residual_end[LANES]
+    cdef const real* x = x_end
+    cdef const real* dy = dy_end
+    cdef const real* r = residual_end
     cdef wide a, b
-    cdef Py_ssize_t j
+    cdef Py_ssize_t j, to_end = at.x_step // LANES * (rows * LANES + rest - LANES)
     for j in range(LANES):
         of_s[j], of_q[j] = lanes_s[j], lanes_q[j]
-    accumulate(x, LANES, dy, LANES, rows, LANES, to_residual, shift, gate, low, high, of_s, of_q, False, paired)
+    accumulate(at, rows, LANES, shift, gate, low, high, of_s, of_q, False, paired, dtype, kind)
     # The last LANES elements again, those done before left out: full width, no tail loop.
-    x += rows * LANES + rest - LANES
-    if paired:
-        dy += rows * LANES + rest - LANES
+    at = moved(at, to_end, to_end, paired)
+    if dtype == NATIVE:
+        x, dy, r = <const real*>at.x, <const real*>at.dy, <const real*>at.residual
+    else:
+        widen(1, at.x, 0, LANES, dtype == BFLOAT16, x_end)
+        if paired:
+            widen(1, at.dy, 0, LANES, dtype == BFLOAT16, dy_end)
+        if paired == ADDED_PAIR:
+            widen(1, at.residual, 0, LANES, dtype == BFLOAT16, residual_end)
     for j in range(LANES):
         b = <wide>x[j] - shift[j] if j >= LANES - rest else 0
         a = b
         if paired:
             a = <wide>dy[j] if j >= LANES - rest else 0
         if paired > PAIRED:
-            a = gated(a, activated(b, gate[0], gate[TILE], gate[2 * TILE], <wide>x[j + to_residual], paired), low, high)
+            a = gated(a, activated(b, gate[0], gate[TILE], gate[2 * TILE], <wide>r[j] if paired == ADDED_PAIR else 0, paired), low, high)
         rest_s[j], rest_q[j] = a, a * b
     for j in range(LANES):
         s[j] = of_s[j] + rest_s[j]
         q[j] = of_q[j] + rest_q[j]
 
 
-cdef void segment_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t length, Py_ssize_t width,
-                       Py_ssize_t to_residual, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high, bint far,
-                       wide* s, wide* q, taken* how) noexcept nogil:
-    """Add LANES <= `length` <= FLUSH * LANES elements of each of `width` channels to the channel's LANES sums.
+cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
+                       bint far, wide* s, wide* q, taken* how, stored* elements) noexcept nogil:
+    """Add LANES <= `length` <= FLUSH * LANES elements of each of `width` channels to the channel's LANES sums; the steps are those of channels.
 
     Element i goes to lane i % LANES; the last length % LANES ones to the last lanes.
     """
-    cdef int paired = paired_of(how)
+    cdef int paired = paired_of(how), dtype = type_of(elements)
     cdef wide shifts[LANES]
     cdef wide lanes_s[LANES]
     cdef wide lanes_q[LANES]
     cdef wide of_gate[3 * TILE]
     cdef Py_ssize_t c, j, whole = length // (8 * LANES) * 8, rows = length // LANES - whole, rest = length % LANES
-    cdef const real* x_end
-    cdef const real* dy_end
+    cdef Py_ssize_t step = LANES * (<Py_ssize_t>sizeof(real) if dtype == NATIVE else 2)
+    cdef Source of_channel
     for c in range(width):
         for j in range(LANES):
             shifts[j] = shift[c]
@@ -576,55 +699,51 @@ cdef void segment_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ss
                 of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[c + gate_stride], gate[c + 2 * gate_stride], gate[c + 3 * gate_stride]
         for j in range(LANES):
             lanes_s[j], lanes_q[j] = s[j], q[j]
+        of_channel = at
+        of_channel.x_step = of_channel.dy_step = step
         if whole:
-            accumulate(x, LANES, dy, LANES, whole, LANES, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, far, paired)
-        x_end = x + whole * LANES
-        dy_end = dy + whole * LANES if paired else dy
+            accumulate(of_channel, whole, LANES, shifts, of_gate, low, high, lanes_s, lanes_q, far, paired, dtype, gate)
+        of_channel = moved(of_channel, whole * step, whole * step, paired)
         # Constants of the inlined loops: what is left keeps the sums in registers.
         if rows == 0:
-            end_segment(x_end, dy_end, 0, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 0, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         elif rows == 1:
-            end_segment(x_end, dy_end, 1, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 1, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         elif rows == 2:
-            end_segment(x_end, dy_end, 2, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 2, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         elif rows == 3:
-            end_segment(x_end, dy_end, 3, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 3, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         elif rows == 4:
-            end_segment(x_end, dy_end, 4, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 4, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         elif rows == 5:
-            end_segment(x_end, dy_end, 5, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 5, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         elif rows == 6:
-            end_segment(x_end, dy_end, 6, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 6, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         else:
-            end_segment(x_end, dy_end, 7, rest, to_residual, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired)
+            end_segment(of_channel, 7, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         s += LANES
         q += LANES
-        x += x_stride
-        if paired:
-            dy += dy_stride
+        at = moved(at, at.x_step, at.dy_step, paired)
 
 
-cdef void short_sums(const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, Py_ssize_t length, Py_ssize_t width,
-                     Py_ssize_t to_residual, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high, wide* s, wide* q,
-                     taken* how) noexcept nogil:
+cdef void short_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
+                     wide* s, wide* q, taken* how) noexcept nogil:
     """As segment_sums, of less than LANES elements: the first lanes'."""
     cdef int paired = paired_of(how)
     cdef wide a, b
     cdef Py_ssize_t c, j
     for c in range(width):
         for j in range(length):
-            b = <wide>x[j] - shift[c]
-            a = <wide>dy[j] if paired else b
+            b = <wide>(<const real*>at.x)[j] - shift[c]
+            a = <wide>(<const real*>at.dy)[j] if paired else b
             if paired > PAIRED:
                 a = gated(a, activated(b, <wide>gate[c + gate_stride], <wide>gate[c + 2 * gate_stride], <wide>gate[c + 3 * gate_stride],
-                                       <wide>x[j + to_residual], paired), low, high)
+                                       <wide>(<const real*>at.residual)[j] if paired == ADDED_PAIR else 0, paired), low, high)
             s[j] += a
             q[j] += a * b
         s += LANES
         q += LANES
-        x += x_stride
-        if paired:
-            dy += dy_stride
+        at = moved(at, at.x_step, at.dy_step, paired)
 
 
 cdef inline void fold(const wide* lanes, Py_ssize_t width, double* totals) noexcept nogil:
@@ -638,25 +757,25 @@ cdef inline void fold(const wide* lanes, Py_ssize_t width, double* totals) noexc
 
 
 cdef inline void row_part(const Job* job, Py_ssize_t n, Py_ssize_t c0, Py_ssize_t i, Py_ssize_t length, Py_ssize_t width, const wide* shift,
-                          const real* gate, wide* s, wide* q, taken* how) noexcept nogil:
+                          const real* gate, int narrow, wide* s, wide* q, taken* how) noexcept nogil:
     """Sums of a segment of each of `width` channels from (n, c0, i) on."""
     cdef real g[FLUSH * LANES]
-    cdef Py_ssize_t stride, to_residual = 0
-    cdef const real* x = readable(job, OF_X, &job.x, n, c0, i, 1, 1, length, &stride, gate)
-    cdef const real* dy = NULL
-    if taken is not Alone:
-        dy = readable(job, OF_DY, &job.dy, n, c0, i, 1, 1, length, &stride, gate)
-    if taken is Pair and job.fusion:
-        gate_rows(job, x, 0, dy, 0, g, 0, 1, length, gate)
-        dy = g
-    if taken is AddedPair:
-        to_residual = residual_at(job, x) - x
-    if length >= LANES:
-        segment_sums(x, job.x.channel_stride, dy, job.dy.channel_stride, length, width, to_residual, shift, gate, coefficient_stride(job.columns),
-                     <wide>job.low, <wide>job.high, job.far, s, q, how)
+    cdef wide low = <wide>job.low, high = <wide>job.high
+    cdef Py_ssize_t stride = coefficient_stride(job.columns)
+    cdef Source at
+    if narrow and length >= LANES:
+        at = narrow_at(job, n, c0, i, paired_of(how))
     else:
-        short_sums(x, job.x.channel_stride, dy, job.dy.channel_stride, length, width, to_residual, shift, gate, coefficient_stride(job.columns),
-                   <wide>job.low, <wide>job.high, s, q, how)
+        at = source(job, n, c0, i, 1, 1, length, gate, g, how)
+        at.x_step, at.dy_step = job.x.channel_stride * sizeof(real), job.dy.channel_stride * sizeof(real)
+    if length < LANES:
+        short_sums(at, length, width, shift, gate, stride, low, high, s, q, how)
+    elif not narrow:
+        segment_sums(at, length, width, shift, gate, stride, low, high, job.far, s, q, how, <Native*>NULL)
+    elif real is float and narrow == FLOAT16:
+        segment_sums(at, length, width, shift, gate, stride, low, high, job.far, s, q, how, <Half*>NULL)
+    elif real is float:
+        segment_sums(at, length, width, shift, gate, stride, low, high, job.far, s, q, how, <Brain*>NULL)
 
 
 cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
@@ -667,7 +786,8 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
     cdef double lanes_s[2 * TILE * LANES]
     cdef double lanes_q[2 * TILE * LANES]
     cdef bint flushed = False
-    cdef bint together = job.places == NULL and not (taken is Pair and job.fusion)      # else the channels need one copy each
+    cdef int narrow = narrow_source(job, paired_of(how))
+    cdef bint together = job.places == NULL and not (taken is Pair and job.fusion)      # otherwise each of the channels needs the copy
     cdef Py_ssize_t c, i, j, n, part, whole, additions, filled = 0
     for j in range(width * LANES):
         s[j] = q[j] = 0
@@ -685,10 +805,11 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
                     flush(s + j, q + j, LANES, lanes_s + j, lanes_q + j, TILE * LANES)
                 flushed = True
                 filled = 0
-            if together:
-                row_part(job, n, c0, i, part, width, shift, gate, s, q, how)
-            for c in range(0 if together else width):
-                row_part(job, n, c0 + c, i, part, 1, shift + c, gate + c, s + c * LANES, q + c * LANES, how)
+            if together or narrow and part >= LANES:
+                row_part(job, n, c0, i, part, width, shift, gate, narrow, s, q, how)
+            else:
+                for c in range(width):
+                    row_part(job, n, c0 + c, i, part, 1, shift + c, gate + c, narrow, s + c * LANES, q + c * LANES, how)
             i += part
             filled += additions
     if flushed:
@@ -779,21 +900,21 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
     cdef double most = 1e37 if real is float else 1e300
     cdef double* means = job.partials + 2 * k * job.columns + c0
     cdef double* m2s = means + job.columns
-    cdef real few_values[8]
+    cdef real few_values[8 * WIDEST]
     cdef const real* at
 
     for i in range(8):
         n, inner = i * (rows // 8), i * (length // 8)
         if rows < 8 and length < 8:
             n, inner = i * rows * length // 8 // length, i * rows * length // 8 % length
-        offsets[i] = n * job.x.outer_stride + inner if not copied(job, OF_X) else i
+        offsets[i] = n * job.x.outer_stride + inner if not copied(job, OF_X) else i * WIDEST
         rows_of[i], inner_of[i] = n, inner
     at = element(&job.x, chunk.n0, c0, chunk.i0, kind)
     if copied(job, OF_X):
+        for i in range(8):
+            move_box(job, OF_X, chunk.n0 + rows_of[i], c0, chunk.i0 + inner_of[i], 1, width, 1, few_values + i * WIDEST, False)
         for j in range(width):
-            for i in range(8):
-                few_values[i] = <real>value(job, OF_X, &job.x, chunk.n0 + rows_of[i], c0 + j, chunk.i0 + inner_of[i], kind)
-            shift[j] = guess(few_values, offsets)
+            shift[j] = guess(few_values + j, offsets)
     elif job.inner == 1:
         for j in range(width):
             shift[j] = guess(at + j, offsets)
@@ -1019,7 +1140,7 @@ cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* 
             for j in range(width):
                 hi[array * stride + i * job.channels + j] = hi[array * stride + j]
         # The first ones once more after the last, for rows that begin later.
-        for j in range(min(width, LANES - c0)):
+        for j in range(min(width, AROUND - c0)):
             i = job.columns
             while c0 + j + i < stride:
                 hi[array * stride + i + j] = hi[array * stride + j]
@@ -1270,7 +1391,7 @@ cdef inline void see_copy(View* view, void* copy, Py_ssize_t n, Py_ssize_t c, Py
     view.data = <real*>copy - (n * view.outer_stride + c * view.channel_stride + i)
 
 
-include "narrow.pxi"
+include "apply_narrow.pxi"
 
 
 cdef void apply_copied(const Job* of_places, Py_ssize_t n0, Py_ssize_t n1, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i0, Py_ssize_t i1,

@@ -4,8 +4,9 @@ from .table cimport Job, View
 
 cdef enum:
     LANES = 16          # partial sums of a channel side by side in the row layout: one AVX-512 register of float32
+    AROUND = 32         # columns of a cache line, of the smallest elements
     TILE = 64           # channels handled side by side: in registers in the column layout, at most in the row layout
-    WIDEST = 128        # columns of the column layout that a reduction takes at a time
+    WIDEST = 512        # columns of the column layout that a reduction takes at a time
     CHUNK = 16384       # elements of a channel worth a chunk of their own, row layout
     CHUNK_ROWS = 256    # rows worth a chunk of their own, column layout
     MAX_CHUNKS = 64     # bounds the memory of partial results and the parallelism of a single channel
@@ -16,8 +17,8 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef inline Py_ssize_t coefficient_stride(Py_ssize_t columns) noexcept nogil:
-    """From one array of coefficients to the next: the first LANES columns' stand there once more, for rows that begin later."""
-    return columns + LANES
+    """From one array of coefficients to the next: the first AROUND columns' stand there once more, for rows that begin later."""
+    return columns + AROUND
 
 
 cdef inline void cut_channels(Job* job) noexcept nogil:

@@ -54,14 +54,17 @@ static inline __attribute__((always_inline)) void prefetch_row(const void *p, si
         __builtin_prefetch((const char *)p + 4096 + i, 0, 2);
 }
 
-/* As prefetch_row: 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them. */
-static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width)
+/* 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them; into the first-level cache if `near`. */
+static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width, int near)
 {
     const char *ahead = (const char *)p + (stride == width ? 8192 : 8 * stride);
     size_t row, i;
     for (row = 0; row < 8; row++, ahead += stride)
         for (i = 0; i < width; i += 64)
-            __builtin_prefetch(ahead + i, 0, 2);
+            if (near)
+                __builtin_prefetch(ahead + i, 0, 3);
+            else
+                __builtin_prefetch(ahead + i, 0, 2);
 }
 
 #endif
