@@ -895,7 +895,7 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
     cdef Py_ssize_t rows_of[8]
     cdef Py_ssize_t inner_of[8]
     cdef Py_ssize_t offsets[8]
-    cdef double count = <double>(rows * length), mean, m2
+    cdef double count = <double>(rows * length), each = 1 / count, mean, m2
     cdef double least = 1e-30 if real is float else 1e-290
     cdef double most = 1e37 if real is float else 1e300
     cdef double* means = job.partials + 2 * k * job.columns + c0
@@ -923,7 +923,7 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
             shift[j] = guess(at + j * job.x.channel_stride, offsets)
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <Alone*>NULL)
     for j in range(width):
-        mean = total_s[j] / count
+        mean = total_s[j] * each if real is float else total_s[j] / count
         m2 = total_q[j] - total_s[j] * mean
         means[j] = shift[j] + mean
         m2s[j] = m2
@@ -971,8 +971,9 @@ cdef inline void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t width, 
             delta = x - mean[j]
             mean[j] = mean[j] + delta * share if finite(delta) else mean[j] + x
             var[j] += delta * delta * weight + (delta - delta)
+    # Multiplied in a quarter of the time; float64 keeps the last bit.
     for j in range(width):
-        var[j] /= count
+        var[j] = var[j] * (1 / count) if real is float else var[j] / count
 
 
 cdef void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
