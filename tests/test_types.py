@@ -105,6 +105,23 @@ def test_every_operation(layout, dtype, threads):
     assert y.flags.c_contiguous == view(y).flags.c_contiguous or layout in ("reversed", "a crop", "a slice of channels")
 
 
+@pytest.mark.parametrize("dtype", FLOATS + [np.dtype(np.float32)], **named)
+@pytest.mark.parametrize("shape, axis", [((rows, channels), -1) for rows in (1, 2, 9) for channels in (3, 16, 32, 48, 80)] + [
+    ((2, 3, length), 1) for length in (5, 31, 33, 600)], ids=str)
+def test_nothing_beside_the_output_is_written(shape, axis, dtype, threads):
+    """Wherever it begins in a cache line."""
+    rng = np.random.default_rng(87)
+    x = rng.standard_normal(shape).astype(dtype)
+    mean, var = rng.standard_normal(shape[axis]), rng.uniform(0.5, 2, shape[axis])
+    expected = cbn.batch_norm(x, mean, var, axis=axis)
+    memory = np.empty(x.size + 192, dtype)
+    for begin in range(64, 128):
+        memory[...] = 7
+        out = memory[begin:begin + x.size].reshape(shape)
+        same(cbn.batch_norm(x, mean, var, axis=axis, out=out), expected)
+        assert (memory[:begin] == 7).all() and (memory[begin + x.size:] == 7).all()
+
+
 @pytest.mark.parametrize("dtype", FLOATS, **named)
 def test_in_place_and_running_statistics(dtype, threads):
     x = np.random.default_rng(62).standard_normal((4, 6, 5, 5)).astype(dtype)

@@ -126,7 +126,7 @@ cdef inline void narrow_columns(const Job* job, bint brain, const char* x, Py_ss
     cdef Py_ssize_t head = 0, stride = coefficient_stride(job.columns), last = (rows - 1) * y_step
     if job.stream and width == job.columns and width % LANES == 0 and x_step == 2 * width and y_step == x_step and (
             not paired or dy_step == x_step) and <size_t>y % 2 == 0:
-        head = to_line(y)
+        head = to_line(y) % width
     if head:
         narrow_run(job, brain, x, dy, y, head, coefficients, stride, 1, finish, True, paired)
         x += 2 * head
