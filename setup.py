@@ -20,38 +20,46 @@ if X86:
     LEVELS["avx2"] = ["-mavx2", "-mf16c"]
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mprefer-vector-width=512"]
 
-# Multiply-adds stay two roundings, so that every CPU level gives the same bits. Only what is declared inline is: a function of many loops keeps nothing
-# in registers. A loop that copies a few values stays one: `rep movs` takes longer.
-FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8",
-         "-fno-inline-functions-called-once", "-fno-tree-loop-distribute-patterns"]
+# Multiply-adds stay two roundings, so that every CPU level gives the same bits.
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8"]
+
+# Of compilers that know them. Only what is declared inline is: a function of many loops keeps nothing in registers. A loop that copies a few values
+# stays one: `rep movs` takes longer.
+OPTIONAL = ["-fno-inline-functions-called-once", "-fno-tree-loop-distribute-patterns"]
 
 
 class BuildExt(build_ext):
     def build_extensions(self):
         openmp = self.openmp_flags()
+        known = [flag for flag in OPTIONAL if self.builds("int main(void) { return 0; }\n", [flag, "-Werror"])]
         last = os.environ.get("CBN_CFLAGS", "").split()
         for extension in self.extensions:
-            extension.extra_compile_args += FLAGS + openmp + last
+            extension.extra_compile_args += FLAGS + known + openmp + last
             extension.extra_link_args += openmp
         super().build_extensions()
+
+    def builds(self, program, flags):
+        with tempfile.TemporaryDirectory() as folder:
+            source = os.path.join(folder, "probe.c")
+            with open(source, "w") as file:
+                file.write(program)
+            try:
+                objects = self.compiler.compile([source], output_dir=folder, extra_postargs=flags)
+                self.compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=flags)
+            except Exception:
+                return False
+            return True
 
     def openmp_flags(self):
         wanted = os.environ.get("CBN_OPENMP", "auto")
         if wanted == "off":
             return []
-        with tempfile.TemporaryDirectory() as folder:
-            source = os.path.join(folder, "probe.c")
-            with open(source, "w") as file:
-                file.write("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
-            try:
-                objects = self.compiler.compile([source], output_dir=folder, extra_postargs=["-fopenmp"])
-                self.compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=["-fopenmp"])
-                return ["-fopenmp"]
-            except Exception as error:
-                if wanted == "on":
-                    raise SystemExit(f"CBN_OPENMP=on, but no program with OpenMP could be built: {error}") from error
-                print("cbn: this compiler has no OpenMP; building the serial package")
-                return []
+        if self.builds("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", ["-fopenmp"]):
+            return ["-fopenmp"]
+        if wanted == "on":
+            raise SystemExit("CBN_OPENMP=on, but no program with OpenMP could be built")
+        print("cbn: this compiler has no OpenMP; building the serial package")
+        return []
 
 
 def extension(name, flags=()):

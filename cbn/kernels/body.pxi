@@ -909,6 +909,7 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
             n, inner = i * rows * length // 8 // length, i * rows * length // 8 % length
         offsets[i] = n * job.x.outer_stride + inner if not copied(job, OF_X) else i * WIDEST
         rows_of[i], inner_of[i] = n, inner
+    shift[0] = 0        # for compilers that think of no channels at all
     at = element(&job.x, chunk.n0, c0, chunk.i0, kind)
     if copied(job, OF_X):
         for i in range(8):
