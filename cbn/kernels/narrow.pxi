@@ -20,7 +20,7 @@ cdef inline int narrow_source(const Job* job, int paired) noexcept nogil:
     cdef int dtype
     cdef const Place* x
     cdef const Place* residual
-    if job.places == NULL or paired == PAIRED and job.fusion:
+    if not copied(job, OF_X) or paired == PAIRED and job.fusion:
         return 0
     x, residual = &job.places.of[OF_X], &job.places.of[OF_RESIDUAL]
     dtype = x.dtype
