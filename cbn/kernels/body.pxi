@@ -23,6 +23,7 @@ cdef extern from "stream.h" nogil:
     void stream_fence()
     void stream_part(void* destination, const void* source, size_t bytes)
     void prefetch_row(const void* p, size_t width)
+    void prefetch_output(const void* p, size_t width)
     void prefetch_rows(const void* p, size_t stride, size_t width, int near)
 
 cdef extern from "lanes.h" nogil:
@@ -59,6 +60,7 @@ cdef enum:
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
     REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
+    OUTPUT_AHEAD = 512          # elements from what is written to what is fetched to be written
 
 
 # What a pass takes, as tags: the functions that take one stand alone, one for each of them.
@@ -870,10 +872,9 @@ cdef void exact_moments(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ss
             m2s[j] = total_q[j] - total_s[j] * mean
 
 
-cdef inline real guess(const real* x, const Py_ssize_t* offsets) noexcept nogil:
+cdef inline real guess(const real* x, Py_ssize_t step) noexcept nogil:
     """The mean of 8 elements."""
-    return tree(8, x[offsets[0]], x[offsets[1]], x[offsets[2]], x[offsets[3]], x[offsets[4]], x[offsets[5]], x[offsets[6]],
-                x[offsets[7]]) * <real>0.125
+    return tree(8, x[0], x[step], x[2 * step], x[3 * step], x[4 * step], x[5 * step], x[6 * step], x[7 * step]) * <real>0.125
 
 
 cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t width, const real* kind) noexcept nogil:
@@ -891,10 +892,7 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
     cdef bint any_bad = False
     cdef Py_ssize_t few = 1 if job.inner > 1 else LANES     # channels that are done again together
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0
-    cdef Py_ssize_t i, n, inner
-    cdef Py_ssize_t rows_of[8]
-    cdef Py_ssize_t inner_of[8]
-    cdef Py_ssize_t offsets[8]
+    cdef Py_ssize_t i, n, inner, step = WIDEST, channel_step = 1
     cdef double count = <double>(rows * length), each = 1 / count, mean, m2
     cdef double least = 1e-30 if real is float else 1e-290
     cdef double most = 1e37 if real is float else 1e300
@@ -903,25 +901,28 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
     cdef real few_values[8 * WIDEST]
     cdef const real* at
 
-    for i in range(8):
-        n, inner = i * (rows // 8), i * (length // 8)
-        if rows < 8 and length < 8:
-            n, inner = i * rows * length // 8 // length, i * rows * length // 8 % length
-        offsets[i] = n * job.x.outer_stride + inner if not copied(job, OF_X) else i * WIDEST
-        rows_of[i], inner_of[i] = n, inner
     shift[0] = 0        # for compilers that think of no channels at all
-    at = element(&job.x, chunk.n0, c0, chunk.i0, kind)
-    if copied(job, OF_X):
+    at = few_values
+    if copied(job, OF_X) or rows < 8 and length < 8:
         for i in range(8):
-            move_box(job, OF_X, chunk.n0 + rows_of[i], c0, chunk.i0 + inner_of[i], 1, width, 1, few_values + i * WIDEST, False)
+            n, inner = i * (rows // 8), i * (length // 8)
+            if rows < 8 and length < 8:
+                n, inner = i * rows * length // 8 // length, i * rows * length // 8 % length
+            if copied(job, OF_X):
+                move_box(job, OF_X, chunk.n0 + n, c0, chunk.i0 + inner, 1, width, 1, few_values + i * WIDEST, False)
+            else:
+                for j in range(width):
+                    few_values[i * WIDEST + j] = element(&job.x, chunk.n0 + n, c0 + j, chunk.i0 + inner, kind)[0]
+    else:
+        at = element(&job.x, chunk.n0, c0, chunk.i0, kind)
+        step = rows // 8 * job.x.outer_stride + length // 8
+        channel_step = job.x.channel_stride
+    if channel_step == 1:
         for j in range(width):
-            shift[j] = guess(few_values + j, offsets)
-    elif job.inner == 1:
-        for j in range(width):
-            shift[j] = guess(at + j, offsets)
+            shift[j] = guess(at + j, step)
     else:
         for j in range(width):
-            shift[j] = guess(at + j * job.x.channel_stride, offsets)
+            shift[j] = guess(at + j * channel_step, step)
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <Alone*>NULL)
     for j in range(width):
         mean = total_s[j] * each if real is float else total_s[j] / count
@@ -1200,8 +1201,9 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
 
 
 cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                real* g, Py_ssize_t rows, Py_ssize_t width, const real* hi, const real* lo, const real* scale, const real* offset,
-                                const real* slope, const real* bias, int finish, bint stream, int paired) noexcept nogil:
+                                real* g, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, const real* hi, const real* lo, const real* scale,
+                                const real* offset, const real* slope, const real* bias, int finish, bint stream, int paired) noexcept nogil:
+    """ahead, reach : to be written soon, and by this thread, is what lies `ahead` elements after the first `reach` rows."""
     cdef Py_ssize_t i
     for i in range(rows):
         if stream:
@@ -1210,6 +1212,8 @@ cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stri
                 prefetch_row(dy, width * sizeof(real))
             if (finish or paired == ADDED_PAIR) and job.with_residual:
                 prefetch_row(residual_at(job, x), width * sizeof(real))
+        elif i < reach:
+            prefetch_output(y + ahead, width * sizeof(real))
         transform_row(job, x, dy, y, g, width, hi, lo, scale, offset, slope, bias, finish, stream, paired)
         x += x_stride
         y += y_stride
@@ -1220,7 +1224,7 @@ cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stri
 
 
 cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t head, Py_ssize_t overlap, const real* hi, const real* lo,
+                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, Py_ssize_t head, Py_ssize_t overlap, const real* hi, const real* lo,
                            const real* scale, const real* offset, const real* slope, const real* bias, int finish, bint stream,
                            int paired) noexcept nogil:
     """The apply pass down the rows of a tile, the first of which begins at `head`.
@@ -1256,7 +1260,7 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
         dy += head
     if g != NULL:
         g += head
-    transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, hi, lo, scale, offset, slope, bias, finish, stream, paired)
+    transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, ahead, reach, hi, lo, scale, offset, slope, bias, finish, stream, paired)
     if not stream:
         if head:
             for j in range(width):
@@ -1294,7 +1298,7 @@ cdef void transform_channels(const Job* job, const real* x, Py_ssize_t x_stride,
     cdef real offset[LANES]
     cdef real slope[LANES]
     cdef real bias[LANES]
-    cdef Py_ssize_t c, j, head = 0
+    cdef Py_ssize_t c, j, reach, head = 0
     for c in range(width):
         for j in range(LANES):
             hi[j] = coefficients[c]
@@ -1306,12 +1310,13 @@ cdef void transform_channels(const Job* job, const real* x, Py_ssize_t x_stride,
             if paired > PAIRED:
                 bias[j] = coefficients[c + GATE_OFFSET * stride]
         if length < LANES:
-            transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, hi, lo, scale, offset, slope, bias, finish, False, paired)
+            transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, 0, 0, hi, lo, scale, offset, slope, bias, finish, False, paired)
         else:
             if length >= ALIGN_LENGTH:
                 head = to_cache_line(y)
-            transform(job, x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, head, length - LANES if (length - head) % LANES else 0,
-                      hi, lo, scale, offset, slope, bias, finish, stream, paired)
+            reach = ((width - c if y_stride == length else 1) * length - head - OUTPUT_AHEAD) // LANES if not paired else 0
+            transform(job, x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, OUTPUT_AHEAD, reach, head,
+                      length - LANES if (length - head) % LANES else 0, hi, lo, scale, offset, slope, bias, finish, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
@@ -1319,8 +1324,8 @@ cdef void transform_channels(const Job* job, const real* x, Py_ssize_t x_stride,
 
 
 cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, int finish, bint stream,
-                                int paired) noexcept nogil:
+                                Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, const real* coefficients, Py_ssize_t stride, int finish,
+                                bint stream, int paired) noexcept nogil:
     """The apply pass over a tile of `width` <= TILE columns."""
     cdef real of_tile[COEFFICIENTS * TILE]
     cdef const real* at = coefficients
@@ -1332,10 +1337,10 @@ cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stri
             of_tile[2 * TILE + j], of_tile[3 * TILE + j] = at[2 * stride + j], at[3 * stride + j]
             if paired:
                 of_tile[4 * TILE + j] = at[4 * stride + j]
-        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, of_tile, of_tile + TILE, of_tile + 2 * TILE, of_tile + 3 * TILE,
+        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, ahead, reach, 0, 0, of_tile, of_tile + TILE, of_tile + 2 * TILE, of_tile + 3 * TILE,
                   of_tile + 4 * TILE, NULL, finish, stream, paired)
     else:
-        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, 0, 0, at, at + stride, at + 2 * stride, at + 3 * stride,
+        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, ahead, reach, 0, 0, at, at + stride, at + 2 * stride, at + 3 * stride,
                   at + 4 * stride, at + GATE_OFFSET * stride, finish, stream, paired)
 
 
@@ -1344,22 +1349,27 @@ cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, 
     """The apply pass over `rows` rows of `width` columns, tile by tile in blocks of rows so that neighbouring tiles follow one another closely."""
     cdef int paired = paired_of(how), finish = finish_tag(how)
     cdef bint stream = written is Streamed
-    cdef Py_ssize_t c, n = 0, to_dy, some = max(1, (STREAMED if stream else BLOCK) // max(1, x_stride))
+    cdef Py_ssize_t c, w, n = 0, to_dy, ahead, reach, some = max(1, (STREAMED if stream else BLOCK) // max(1, x_stride))
     while n < rows:
         some = min(some, rows - n)
         c = 0
         while c < width:
             to_dy = n * dy_stride + c if paired else 0
-            if width - c >= TILE:
-                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, TILE,
+            w = TILE if width - c >= TILE else min(LANES, width - c)
+            ahead = OUTPUT_AHEAD // max(1, y_stride)
+            reach = rows - n - ahead if ahead and not paired else 0
+            ahead *= y_stride
+            # The usual widths are constants of the inlined loops.
+            if w == TILE:
+                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, TILE, ahead, reach,
                                coefficients + c, stride, finish, stream, paired)
-            elif width - c >= LANES:
-                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, LANES,
+            elif w == LANES:
+                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, LANES, ahead, reach,
                                coefficients + c, stride, finish, stream, paired)
             else:
-                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, width - c,
+                tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, w, ahead, reach,
                                coefficients + c, stride, finish, stream, paired)
-            c += TILE if width - c >= TILE else LANES
+            c += w
         n += some
 
 

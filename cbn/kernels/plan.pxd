@@ -1,6 +1,6 @@
 # How a job is cut: the chunks of a channel's reduction (from the shape alone, so results never depend on threads), and who does what.
 
-from .table cimport Job, View
+from .table cimport GRADIENTS, Job, View
 
 cdef enum:
     LANES = 16          # partial sums of a channel side by side in the row layout: one AVX-512 register of float32
@@ -67,7 +67,7 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     Each thread takes groups of channels from reduction to apply (by_channel), or all threads together take a window of channels at a time: one
     group where that is more than the cache of one core holds, otherwise all of them.
     """
-    cdef Py_ssize_t planes, groups
+    cdef Py_ssize_t planes, groups, few
     job.threads = threads
     job.stream = stream
     job.far = bytes > threads * core_cache
@@ -79,10 +79,12 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
         job.by_channel = threads > 1 and job.reduction and job.fold == 1 and job.columns >= 1024 * threads and bytes <= core_cache and balanced(
             ceil_div(job.columns, job.group), threads)
     else:
-        # Side by side, enough channels for 4096 contiguous elements; more, as that makes vectors of what there is one of for each, while they are small.
-        job.group = TILE
-        while job.group > 1 and job.group * job.inner > 4096 and (job.group * job.rows > 8192 // job.inner
-                                                                  or not balanced(ceil_div(job.columns, job.group), threads)):
+        # Side by side, enough channels for `few` contiguous elements; more, as that makes vectors of what there is one of for each, while what is
+        # read and written fits into the first-level cache.
+        few = 1024 if job.reduction == GRADIENTS else 2048
+        job.group = TILE // 2
+        while job.group > 1 and job.group * job.inner > few and (job.group * job.rows > 2 * few // job.inner
+                                                                 or not balanced(ceil_div(job.columns, job.group), threads)):
             job.group //= 2
         if not job.reduction:
             job.group = max(job.group, ceil_div(ceil_div(job.columns, threads), LANES) * LANES)

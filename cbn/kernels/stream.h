@@ -54,6 +54,14 @@ static inline __attribute__((always_inline)) void prefetch_row(const void *p, si
         __builtin_prefetch((const char *)p + 4096 + i, 0, 2);
 }
 
+/* Into the first-level cache, for writing. */
+static inline __attribute__((always_inline)) void prefetch_output(const void *p, size_t width)
+{
+    size_t i;
+    for (i = 0; i < width; i += 64)
+        __builtin_prefetch((const char *)p + i, 1, 3);
+}
+
 /* 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them; into the first-level cache if `near`. */
 static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width, int near)
 {
