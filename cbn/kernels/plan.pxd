@@ -67,7 +67,7 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     Each thread takes groups of channels from reduction to apply (by_channel), or all threads together take a window of channels at a time: one
     group where that is more than the cache of one core holds, otherwise all of them.
     """
-    cdef Py_ssize_t planes, groups, few
+    cdef Py_ssize_t planes, groups
     job.threads = threads
     job.stream = stream
     job.far = bytes > threads * core_cache
@@ -79,12 +79,9 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
         job.by_channel = threads > 1 and job.reduction and job.fold == 1 and job.columns >= 1024 * threads and bytes <= core_cache and balanced(
             ceil_div(job.columns, job.group), threads)
     else:
-        # Side by side, enough channels for `few` contiguous elements; more, as that makes vectors of what there is one of for each, while what is
-        # read and written fits into the first-level cache.
-        few = 1024 if job.reduction == GRADIENTS else 2048
+        # As many channels side by side as leave room in the first-level cache for what is written: that makes vectors of what there is one of for each.
         job.group = TILE // 2
-        while job.group > 1 and job.group * job.inner > few and (job.group * job.rows > 2 * few // job.inner
-                                                                 or not balanced(ceil_div(job.columns, job.group), threads)):
+        while job.group > 1 and job.group * job.inner > (2048 if job.reduction == GRADIENTS else 4096):
             job.group //= 2
         if not job.reduction:
             job.group = max(job.group, ceil_div(ceil_div(job.columns, threads), LANES) * LANES)
