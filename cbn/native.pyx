@@ -2,6 +2,7 @@
 
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN, nextafter, nextafterf
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 
 from . cimport dispatch
@@ -10,6 +11,11 @@ from .kernels.plan cimport coefficient_stride, share_work
 from .kernels.table cimport (ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADIENTS, HARD_SWISH, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, PIECEWISE, Job,
                             Vector)
 from .threads cimport Loan, begin, borrow, give_back, worth_team
+
+
+ctypedef fused bits:
+    int32_t
+    int64_t
 
 
 cdef double elements_of(const Job* job) noexcept nogil:
@@ -92,13 +98,25 @@ cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept nogil
             (<double*>vector.data)[c * vector.stride] = value
 
 
+cdef inline bint any_sign(const bits* patterns, Py_ssize_t n) noexcept nogil:
+    cdef bits together = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        together |= patterns[i]
+    return together < 0
+
+
 cdef bint any_negative(const Vector* vector, Py_ssize_t channels) noexcept nogil:
     cdef Py_ssize_t c
     cdef bint found = False
     if vector.dtype == FLOAT32:
+        if vector.stride == 1 and not any_sign(<const int32_t*>vector.data, channels):      # many at a time
+            return False
         for c in range(channels):
             found |= (<const float*>vector.data)[c * vector.stride] < 0
     else:
+        if vector.stride == 1 and not any_sign(<const int64_t*>vector.data, channels):
+            return False
         for c in range(channels):
             found |= (<const double*>vector.data)[c * vector.stride] < 0
     return found

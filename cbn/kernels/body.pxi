@@ -541,12 +541,15 @@ cdef inline void begin_totals(double* total_s, double* total_q, Py_ssize_t width
 cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, double* total_q, Py_ssize_t to_lost) noexcept nogil:
     """Add sums to the totals, and begin anew. What float64 sums lose by it is summed up `to_lost` elements after the totals."""
     cdef Py_ssize_t j
+    cdef double a, b, c, d
     for j in range(width):
+        # All is read before anything is written: the arrays lie multiples of 4 KB apart, and what is read after that would wait for it.
+        a, b, c, d = total_s[j], total_q[j], s[j], q[j]
         if wide is double:
-            total_s[to_lost + j] += rounded_off(total_s[j], s[j])
-            total_q[to_lost + j] += rounded_off(total_q[j], q[j])
-        total_s[j] += s[j]
-        total_q[j] += q[j]
+            total_s[to_lost + j] += rounded_off(a, c)
+            total_q[to_lost + j] += rounded_off(b, d)
+        total_s[j] = a + c
+        total_q[j] = b + d
         s[j] = 0
         q[j] = 0
 
@@ -893,7 +896,7 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
     cdef Py_ssize_t few = 1 if job.inner > 1 else LANES     # channels that are done again together
     cdef Py_ssize_t j, rows = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0
     cdef Py_ssize_t i, n, inner, step = WIDEST, channel_step = 1
-    cdef double count = <double>(rows * length), each = 1 / count, mean, m2
+    cdef double count = <double>(rows * length), each = 1 / count, total, square, mean, m2
     cdef double least = 1e-30 if real is float else 1e-290
     cdef double most = 1e37 if real is float else 1e300
     cdef double* means = job.partials + 2 * k * job.columns + c0
@@ -925,11 +928,12 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
             shift[j] = guess(at + j * channel_step, step)
     chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <Alone*>NULL)
     for j in range(width):
-        mean = total_s[j] * each if real is float else total_s[j] / count
-        m2 = total_q[j] - total_s[j] * mean
+        total, square = total_s[j], total_q[j]
+        mean = total * each if real is float else total / count
+        m2 = square - total * mean
         means[j] = shift[j] + mean
         m2s[j] = m2
-        bad[j] = not (2 * m2 >= total_s[j] * mean and m2 >= least * count and total_q[j] <= most)
+        bad[j] = not (2 * m2 >= total * mean and m2 >= least * count and square <= most)
         any_bad |= bad[j]
     if any_bad:
         j = 0
@@ -985,6 +989,7 @@ cdef void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_
     cdef double total_s[2 * WIDEST]
     cdef double total_q[2 * WIDEST]
     cdef double rest[WIDEST]
+    cdef double total, product, lost
     cdef Py_ssize_t j = 0, c = c0 % job.channels, n
     cdef double* dy_sums = job.partials + 2 * k * job.columns + c0
     cdef double* products = dy_sums + job.columns
@@ -1003,8 +1008,9 @@ cdef void chunk_gradients(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_
     else:
         chunk_sums(job, &chunk, c0, width, shift, total_s, total_q, kind, <Pair*>NULL)
     for j in range(width):
-        dy_sums[j] = total_s[j]
-        products[j] = total_q[j] - (rest[j] * total_s[j] if rest[j] != 0 else 0)
+        total, product, lost = total_s[j], total_q[j], rest[j]
+        dy_sums[j] = total
+        products[j] = product - (lost * total if lost != 0 else 0)
 
 
 cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width, const double* mean, double* dy_sum, double* product,
@@ -1349,7 +1355,8 @@ cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, 
     """The apply pass over `rows` rows of `width` columns, tile by tile in blocks of rows so that neighbouring tiles follow one another closely."""
     cdef int paired = paired_of(how), finish = finish_tag(how)
     cdef bint stream = written is Streamed
-    cdef Py_ssize_t c, w, n = 0, to_dy, ahead, reach, some = max(1, (STREAMED if stream else BLOCK) // max(1, x_stride))
+    cdef Py_ssize_t c, w, n = 0, to_dy, ahead, reach
+    cdef Py_ssize_t some = max(1, STREAMED // max(1, x_stride)) if stream else max(REGISTERED, BLOCK // max(1, x_stride))
     while n < rows:
         some = min(some, rows - n)
         c = 0
