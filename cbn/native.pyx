@@ -60,7 +60,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     share_work(job, loan.threads, stream, elements * job.bytes_read, dispatch.core_cache)
     partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
     coefficients = (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * itemsize
-    if not job.reduction:
+    if not job.reduction or job.by_channel:
         coefficients *= job.threads         # a thread makes its own
     if job.places != NULL:
         copies = job.threads * ARRAYS * COPIED * itemsize + 64

@@ -103,6 +103,30 @@ def test_any_way_of_running(operation, shape, axis, dtype, restored):
                     assert same(a, b), f"{isa}, {threads} threads, stores past the caches from {stream_bytes} bytes"
 
 
+def at_offset(a, elements):
+    """A copy that begins so many elements after the boundary of a cache line."""
+    memory = np.empty(a.size + elements + 64, a.dtype)
+    start = -memory.ctypes.data % 64 // a.itemsize + elements
+    memory[start : start + a.size] = a.ravel()
+    return memory[start : start + a.size].reshape(a.shape)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape, axis", [((70, 512), 1), ((9, 1056), 1), ((300, 1040), 1), ((3, 40, 7, 9), 1), ((130, 100), 1)])
+def test_any_address(operation, shape, axis, dtype, isa, restored):
+    x, dy, *parameters = arguments(shape, axis, dtype)
+    x[:, ::5] *= x[:, ::5] > 0.9    # mostly zeros: their mean is guessed badly
+    expected = operation(x, dy, *parameters, axis)
+    cbn.threads.set_grain(1)
+    for offset in range(16):
+        for threads in (1, 2, 3):
+            cbn.set_num_threads(threads)
+            results = operation(at_offset(x, offset), at_offset(dy, offset * 7 % 16), *parameters, axis)
+            for a, b in zip(results, expected, strict=True):
+                assert same(a, b), f"{offset} elements after a cache line, {threads} threads"
+
+
 @pytest.mark.parametrize("operation, shape, axis, dtype", CASES)
 def test_any_machine(operation, shape, axis, dtype, request):
     assert hashed(operation(*arguments(shape, axis, dtype), axis)) == json.loads(HASHES.read_text())[request.node.callspec.id]

@@ -14,7 +14,7 @@ from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
-from .plan cimport AROUND, LANES, TILE, WIDEST, ceil_div, coefficient_stride
+from .plan cimport AROUND, LANES, TILE, WIDEST, ceil_div, coefficient_stride, group_begin, groups_of
 from .table cimport (ARRAYS, BACKWARD, BFLOAT16, COEFFICIENTS, COPIED, FLOAT16, FLOAT32, FORWARD, FROZEN, GATES, GRADIENTS, INT8, INT16, MOMENTS, OF_DY,
                      OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Table, Vector, View)
 
@@ -589,13 +589,15 @@ cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, 
     """Sums of `width` columns: tile by tile over some rows at a time, so that neighbouring tiles are read soon after one another."""
     cdef int narrow = narrow_source(job, paired_of(how))
     cdef wide low = <wide>job.low, high = <wide>job.high
-    cdef Py_ssize_t c, j, w, n = chunk.n0, rows, done = 0, stride = coefficient_stride(job.columns)
+    cdef Py_ssize_t c, first, j, w, n = chunk.n0, rows, done = 0, stride = coefficient_stride(job.columns)
     # In the order of memory, where it is memory that takes the time.
     cdef Py_ssize_t some = 8 if job.far and width > TILE and (job.places == NULL or narrow) else FLUSH
     cdef Source at
     cdef real g[FLUSH * TILE]
     cdef wide s[WIDEST]
     cdef wide q[WIDEST]
+    cdef wide part_s[LANES]
+    cdef wide part_q[LANES]
     for j in range(width):
         s[j] = q[j] = 0
     while n < chunk.n1:
@@ -603,16 +605,26 @@ cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, 
         c = 0
         while c < width:
             w = TILE if width - c >= TILE else min(LANES, width - c)
-            if narrow and w >= LANES:
-                at = narrow_at(job, n, c0 + c, 0, paired_of(how))
-            else:
+            if c0 + c == 0 and job.head:
+                w = min(job.head, width)
+            if w < LANES <= width and not narrow:
+                # Full width, of which a part counts.
+                first = min(c, width - LANES)
+                memcpy(part_s, s + first, sizeof(part_s))
+                memcpy(part_q, q + first, sizeof(part_q))
+                at = source(job, n, c0 + first, 0, rows, LANES, 1, gate + first, g, how)
+                tile_sums(at, rows, LANES, shift + first, gate + first, stride, low, high, job.far, part_s, part_q, how, <Native*>NULL)
+                memcpy(s + c, part_s + (c - first), w * sizeof(wide))
+                memcpy(q + c, part_q + (c - first), w * sizeof(wide))
+            elif not narrow or w < LANES:
                 at = source(job, n, c0 + c, 0, rows, w, 1, gate + c, g, how)
-            if not narrow or w < LANES:
                 tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Native*>NULL)
-            elif real is float and narrow == FLOAT16:
-                tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Half*>NULL)
             elif real is float:
-                tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Brain*>NULL)
+                at = narrow_at(job, n, c0 + c, 0, paired_of(how))
+                if narrow == FLOAT16:
+                    tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Half*>NULL)
+                else:
+                    tile_sums(at, rows, w, shift + c, gate + c, stride, low, high, job.far, s + c, q + c, how, <Brain*>NULL)
             c += w
         n += rows
         done += rows
@@ -1568,8 +1580,8 @@ cdef inline void channel_phase(const Job* job, Py_ssize_t begin, Py_ssize_t end,
     """Items are groups of channels: all that is to be done for each, while it is in cache."""
     cdef Py_ssize_t item, k, n, c0, c1
     for item in range(begin, end):
-        c0 = item * job.group
-        c1 = min(c0 + job.group, job.columns)
+        c0 = group_begin(job, 0, job.columns, item)
+        c1 = group_begin(job, 0, job.columns, item + 1)
         if job.reduction == GRADIENTS and job.fusion:
             prepare_gradients(job, c0, c1, kind)
         for k in range(job.chunks if job.reduction else 0):
@@ -1586,10 +1598,10 @@ cdef inline void channel_phase(const Job* job, Py_ssize_t begin, Py_ssize_t end,
 
 cdef inline void reduce_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
     """Items are chunks x groups of the columns c0 to c1."""
-    cdef Py_ssize_t item, c, groups = ceil_div(c1 - c0, job.group)
+    cdef Py_ssize_t item, c, groups = groups_of(job, c0, c1)
     for item in range(begin, end):
-        c = c0 + item % groups * job.group
-        reduce(job, item // groups, c, min(job.group, c1 - c), kind)
+        c = group_begin(job, c0, c1, item % groups)
+        reduce(job, item // groups, c, group_begin(job, c0, c1, item % groups + 1) - c, kind)
 
 
 cdef inline void apply_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
@@ -1649,9 +1661,9 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
     cdef double start = seconds() if timed else 0
     cdef Py_ssize_t items, begin, end, c0 = window * job.window, c1 = min(c0 + job.window, job.columns)
     if phase == CHANNELS:
-        items = ceil_div(job.columns, job.group)
+        items = groups_of(&job, 0, job.columns)
     elif phase == REDUCE:
-        items = job.chunks * ceil_div(c1 - c0, job.group)
+        items = job.chunks * groups_of(&job, c0, c1)
     elif phase == PREPARE or phase == CONCLUDE:
         items = min(c1, job.channels) - c0
     elif job.inner == 1:
@@ -1660,8 +1672,8 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
         items = job.rows * (c1 - c0) * job.pieces
     begin = ceil_div(items * i, job.threads)       # the first share is never empty
     end = ceil_div(items * (i + 1), job.threads)
-    if phase == ALONE:
-        # Coefficients of its own for each thread: made twice sooner than fetched from another core.
+    if phase == ALONE or phase == CHANNELS:
+        # Coefficients of its own for each thread: made twice sooner than fetched from another core, with which it shares no cache line.
         job.coefficients = <char*>job.coefficients + i * (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * (4 if job.dtype == FLOAT32 else 8)
     if job.places != NULL:
         use_copies(&job, i)

@@ -1,12 +1,14 @@
 # How a job is cut: the chunks of a channel's reduction (from the shape alone, so results never depend on threads), and who does what.
 
-from .table cimport GRADIENTS, Job, View
+from .table cimport FLOAT32, GRADIENTS, Job, View
 
 cdef enum:
     LANES = 16          # partial sums of a channel side by side in the row layout: one AVX-512 register of float32
     AROUND = 32         # columns of a cache line, of the smallest elements
     TILE = 64           # channels handled side by side: in registers in the column layout, at most in the row layout
-    WIDEST = 512        # columns of the column layout that a reduction takes at a time
+    WIDE = 512          # columns of the column layout that a reduction takes at a time,
+    WIDEST = 528        # and at the beginning of a row those before the first boundary of a cache line, too
+    ALIGNED = 512       # columns that are worth beginning on a cache line
     CHUNK = 16384       # elements of a channel worth a chunk of their own, row layout
     CHUNK_ROWS = 256    # rows worth a chunk of their own, column layout
     MAX_CHUNKS = 64     # bounds the memory of partial results and the parallelism of a single channel
@@ -61,13 +63,24 @@ cdef inline bint fold_views(Job* job) noexcept nogil:
     return True
 
 
+cdef inline Py_ssize_t groups_of(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """How many groups the columns c0 to c1 make."""
+    return ceil_div(c1 - c0 - job.head, job.group)
+
+
+cdef inline Py_ssize_t group_begin(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t i) noexcept nogil:
+    """Where group i of these begins: but for the first one, in the column layout, on a cache line."""
+    return min(c0 + i * job.group + job.head, c1) if i > 0 else c0
+
+
 cdef inline void share_work(Job* job, int threads, bint stream, double bytes, double core_cache) noexcept nogil:
     """Choose how `threads` threads, each with a cache of its own, share the work on `bytes` of input, and whether they write past the caches.
 
     Each thread takes groups of channels from reduction to apply (by_channel), or all threads together take a window of channels at a time: one
     group where that is more than the cache of one core holds, otherwise all of them.
     """
-    cdef Py_ssize_t planes, groups
+    cdef Py_ssize_t planes, groups, bytes_of
+    job.head = 0
     job.threads = threads
     job.stream = stream
     job.far = bytes > threads * core_cache
@@ -75,9 +88,13 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     if job.inner == 1:
         # Memory in its own order: threads that write neighbouring columns of one row would fetch each other's lines ahead. Only where each thread's
         # part of a row is long, and there are few rows, does it cost more to hand so many coefficients from core to core.
-        job.group = WIDEST if job.chunks >= threads else min(WIDEST, ceil_div(ceil_div(job.columns, threads), TILE) * TILE)
+        job.group = WIDE if job.chunks >= threads else min(WIDE, ceil_div(ceil_div(job.columns, threads), TILE) * TILE)
+        if job.columns >= ALIGNED and job.places == NULL:
+            bytes_of = 4 if job.dtype == FLOAT32 else 8
+            if job.x.outer_stride * bytes_of % 64 == 0:
+                job.head = (64 - <size_t>job.x.data % 64) % 64 // bytes_of
         job.by_channel = threads > 1 and job.reduction and job.fold == 1 and job.columns >= 1024 * threads and bytes <= core_cache and balanced(
-            ceil_div(job.columns, job.group), threads)
+            groups_of(job, 0, job.columns), threads)
     else:
         # As many channels side by side as leave room in the first-level cache for what is written: that makes vectors of what there is one of for each.
         job.group = TILE // 2

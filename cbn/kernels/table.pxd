@@ -113,6 +113,7 @@ ctypedef struct Job:
     # How the work is shared: never changes a result.
     int threads
     Py_ssize_t group            # columns that a reduction takes side by side
+    Py_ssize_t head             # columns before the first boundary of a cache line, in the column layout; the first group's, besides
     bint by_channel             # threads take groups, rather than all threads together a window
     Py_ssize_t window           # columns to a window
     bint stream                 # write past the caches; y is none of what is read then
