@@ -134,6 +134,17 @@ def test_few_elements(count):
     assert (abs(cbn.batch_stats(x).var - var) <= 6 * np.spacing(var.astype(np.float32))).all()
 
 
+@pytest.mark.parametrize("rows", [8, 17, 34, 100])
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_small_images_that_repeat(rows, size):
+    """The shift is spread over the pixels, too: where it was made of first pixels alone, 10 units in the last place were lost."""
+    rng = np.random.default_rng(rows)
+    image = (rng.standard_normal((1, 4000, size)) * rng.uniform(0.1, 3, (1, 4000, 1)) + rng.uniform(-3, 3, (1, 4000, 1))).astype(np.float32)
+    x = np.broadcast_to(image, (rows, 4000, size)).copy()
+    var = x.astype(np.float64).var((0, 2))
+    assert (abs(cbn.batch_stats(x).var - var) <= 6 * np.spacing(var.astype(np.float32))).all()
+
+
 @pytest.mark.parametrize("shape, axis", [((20011, 100), 1), ((1501, 3, 44), 1), ((1, 5, 300001), 1), ((129, 7, 9, 64), -1)], ids=str)
 def test_sums_of_equal_terms(shape, axis):
     """They round the same way each time: float64 totals keep what they lose."""

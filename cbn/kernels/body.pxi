@@ -918,9 +918,9 @@ cdef void chunk_moments(const Job* job, Py_ssize_t k, Py_ssize_t c0, Py_ssize_t 
 
     shift[0] = 0        # for compilers that think of no channels at all
     at = few_values
-    if copied(job, OF_X) or rows < 8 and length < 8:
+    if copied(job, OF_X) or length < 8 and (rows < 8 or length > 1):
         for i in range(8):
-            n, inner = i * (rows // 8), i * (length // 8)
+            n, inner = i * (rows // 8), i * (length // 8) if length >= 8 else i % length
             if rows < 8 and length < 8:
                 n, inner = i * rows * length // 8 // length, i * rows * length // 8 % length
             if copied(job, OF_X):
