@@ -543,7 +543,7 @@ cdef inline void flush(wide* s, wide* q, Py_ssize_t width, double* total_s, doub
     cdef Py_ssize_t j
     cdef double a, b, c, d
     for j in range(width):
-        # All is read before anything is written: the arrays lie multiples of 4 KB apart, and what is read after that would wait for it.
+        # All is read before anything is written: where arrays lie multiples of 4 KB apart, reading one waits for what was written to another.
         a, b, c, d = total_s[j], total_q[j], s[j], q[j]
         if wide is double:
             total_s[to_lost + j] += rounded_off(a, c)
@@ -1219,8 +1219,9 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
 
 
 cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                real* g, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, const real* hi, const real* lo, const real* scale,
-                                const real* offset, const real* slope, const real* bias, int finish, bint stream, int paired) noexcept nogil:
+                                real* g, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, const real* hi, const real* lo,
+                                const real* scale, const real* offset, const real* slope, const real* bias, int finish, bint stream,
+                                int paired) noexcept nogil:
     """ahead, reach : to be written soon, and by this thread, is what lies `ahead` elements after the first `reach` rows."""
     cdef Py_ssize_t i
     for i in range(rows):
@@ -1242,9 +1243,9 @@ cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stri
 
 
 cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, Py_ssize_t head, Py_ssize_t overlap, const real* hi, const real* lo,
-                           const real* scale, const real* offset, const real* slope, const real* bias, int finish, bint stream,
-                           int paired) noexcept nogil:
+                           Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, Py_ssize_t head, Py_ssize_t overlap,
+                           const real* hi, const real* lo, const real* scale, const real* offset, const real* slope, const real* bias, int finish,
+                           bint stream, int paired) noexcept nogil:
     """The apply pass down the rows of a tile, the first of which begins at `head`.
 
     head, overlap : unless 0, there is a further row at 0, or at `overlap`, which overlaps the others: what comes before the first boundary of a
@@ -1355,8 +1356,8 @@ cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stri
             of_tile[2 * TILE + j], of_tile[3 * TILE + j] = at[2 * stride + j], at[3 * stride + j]
             if paired:
                 of_tile[4 * TILE + j] = at[4 * stride + j]
-        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, ahead, reach, 0, 0, of_tile, of_tile + TILE, of_tile + 2 * TILE, of_tile + 3 * TILE,
-                  of_tile + 4 * TILE, NULL, finish, stream, paired)
+        transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, ahead, reach, 0, 0, of_tile, of_tile + TILE, of_tile + 2 * TILE,
+                  of_tile + 3 * TILE, of_tile + 4 * TILE, NULL, finish, stream, paired)
     else:
         transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, ahead, reach, 0, 0, at, at + stride, at + 2 * stride, at + 3 * stride,
                   at + 4 * stride, at + GATE_OFFSET * stride, finish, stream, paired)
