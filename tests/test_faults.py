@@ -232,6 +232,7 @@ def test_interrupts_wait_for_one_call(threads):
     """SIGINT while a call computes: it ends with that call, and no other begins."""
     assert output(f"""
 import signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)    # also where tests run in the background, which ignores it
 cbn.set_num_threads({threads})
 x = np.random.default_rng(65).standard_normal((64, 64, 56, 56)).astype(np.float32)
 out, expected = np.empty_like(x), cbn.batch_norm_train(x)[0]
