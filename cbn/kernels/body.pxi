@@ -249,22 +249,23 @@ cdef inline void gate_strip(const Job* job, const real* x, Py_ssize_t x_stride, 
                             bint with_residual, bint piecewise, bint leaky) noexcept nogil:
     """`rows` rows of `width` <= LANES columns of gate_rows."""
     cdef Py_ssize_t to_residual = residual_at(job, x) - x if with_residual else 0
-    cdef real low = <real>job.low, high = <real>job.high, slope = <real>job.slope, v, t
+    cdef real low = <real>job.low, high = <real>job.high, slope = <real>job.slope, v, d, t
     cdef real out[LANES]
     cdef Py_ssize_t row, j
     for row in range(rows):
         for j in range(width):
             v = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+            d = dy[j]
             if with_residual:
                 v = v + x[j + to_residual]
             if piecewise:
-                t = dy[j] * slope if leaky else 0
-                t = t if v <= low else dy[j]
+                t = d * slope if leaky else 0
+                t = t if v <= low else d
                 out[j] = 0 if v >= high else t
             else:
-                t = dy[j] * (v / <real>3 + <real>0.5)
+                t = d * (v / <real>3 + <real>0.5)
                 t = 0 if v <= -3 else t
-                out[j] = dy[j] if v >= 3 else t
+                out[j] = d if v >= 3 else t
         for j in range(width):
             g[j] = out[j]
         x += x_stride
@@ -683,10 +684,11 @@ cdef inline void end_segment(Source at, int rows, Py_ssize_t rest, const wide* s
         if paired == ADDED_PAIR:
             widen(1, at.residual, 0, LANES, dtype == BFLOAT16, residual_end)
     for j in range(LANES):
-        b = <wide>x[j] - shift[j] if j >= LANES - rest else 0
-        a = b
-        if paired:
-            a = <wide>dy[j] if j >= LANES - rest else 0
+        # Computed for all lanes: where only some are loaded, the others hold what a register held before, and subnormal numbers take 100 cycles.
+        b = <wide>x[j] - shift[j]
+        a = <wide>dy[j] if paired else b
+        b = b if j >= LANES - rest else 0
+        a = a if j >= LANES - rest else 0
         if paired > PAIRED:
             a = gated(a, activated(b, gate[0], gate[TILE], gate[2 * TILE], <wide>r[j] if paired == ADDED_PAIR else 0, paired), low, high)
         rest_s[j], rest_q[j] = a, a * b
