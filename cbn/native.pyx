@@ -99,6 +99,7 @@ cdef void fill(Vector* vector, Py_ssize_t channels, double value) noexcept nogil
 
 
 cdef inline bint any_sign(const bits* patterns, Py_ssize_t n) noexcept nogil:
+    """Whether the sign of any float is set, 0 and NaN included: many at a time."""
     cdef bits together = 0
     cdef Py_ssize_t i
     for i in range(n):
@@ -110,7 +111,7 @@ cdef bint any_negative(const Vector* vector, Py_ssize_t channels) noexcept nogil
     cdef Py_ssize_t c
     cdef bint found = False
     if vector.dtype == FLOAT32:
-        if vector.stride == 1 and not any_sign(<const int32_t*>vector.data, channels):      # many at a time
+        if vector.stride == 1 and not any_sign(<const int32_t*>vector.data, channels):
             return False
         for c in range(channels):
             found |= (<const float*>vector.data)[c * vector.stride] < 0

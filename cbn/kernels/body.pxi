@@ -1370,17 +1370,15 @@ cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, 
     """The apply pass over `rows` rows of `width` columns, tile by tile in blocks of rows so that neighbouring tiles follow one another closely."""
     cdef int paired = paired_of(how), finish = finish_tag(how)
     cdef bint stream = written is Streamed
-    cdef Py_ssize_t c, w, n = 0, to_dy, ahead, reach
+    cdef Py_ssize_t c, w, n = 0, to_dy, reach, rows_ahead = OUTPUT_AHEAD // max(1, y_stride), ahead = rows_ahead * y_stride
     cdef Py_ssize_t some = max(1, STREAMED // max(1, x_stride)) if stream else max(REGISTERED, BLOCK // max(1, x_stride))
     while n < rows:
         some = min(some, rows - n)
+        reach = rows - n - rows_ahead if rows_ahead and not paired else 0
         c = 0
         while c < width:
             to_dy = n * dy_stride + c if paired else 0
             w = TILE if width - c >= TILE else min(LANES, width - c)
-            ahead = OUTPUT_AHEAD // max(1, y_stride)
-            reach = rows - n - ahead if ahead and not paired else 0
-            ahead *= y_stride
             # The usual widths are constants of the inlined loops.
             if w == TILE:
                 tile_transform(job, x + n * x_stride + c, x_stride, dy + to_dy, dy_stride, y + n * y_stride + c, y_stride, some, TILE, ahead, reach,

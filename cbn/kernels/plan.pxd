@@ -7,8 +7,7 @@ cdef enum:
     AROUND = 32         # columns of a cache line, of the smallest elements
     TILE = 64           # channels handled side by side: in registers in the column layout, at most in the row layout
     WIDE = 512          # columns of the column layout that a reduction takes at a time,
-    WIDEST = 528        # and at the beginning of a row those before the first boundary of a cache line, too
-    ALIGNED = 512       # columns that are worth beginning on a cache line
+    WIDEST = WIDE + LANES       # and at the beginning of a row those before the first boundary of a cache line, too
     CHUNK = 16384       # elements of a channel worth a chunk of their own, row layout
     CHUNK_ROWS = 256    # rows worth a chunk of their own, column layout
     MAX_CHUNKS = 64     # bounds the memory of partial results and the parallelism of a single channel
@@ -89,7 +88,7 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
         # Memory in its own order: threads that write neighbouring columns of one row would fetch each other's lines ahead. Only where each thread's
         # part of a row is long, and there are few rows, does it cost more to hand so many coefficients from core to core.
         job.group = WIDE if job.chunks >= threads else min(WIDE, ceil_div(ceil_div(job.columns, threads), TILE) * TILE)
-        if job.columns >= ALIGNED and job.places == NULL:
+        if job.columns >= WIDE and job.places == NULL:      # enough for one tile more
             bytes_of = 4 if job.dtype == FLOAT32 else 8
             if job.x.outer_stride * bytes_of % 64 == 0:
                 job.head = (64 - <size_t>job.x.data % 64) % 64 // bytes_of
