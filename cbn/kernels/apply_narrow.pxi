@@ -16,8 +16,7 @@ cdef inline void narrow_row(const Job* job, bint brain, const char* x, const cha
             load_16(brain, dy + 2 * LANES * j, dy_row + LANES * j)
     for j in range(width // LANES):
         transform_row(job, x_row + LANES * j, dy_row + LANES * j, row + LANES * j, NULL, LANES, at + LANES * j * step, at + stride + LANES * j * step,
-                      at + 2 * stride + LANES * j * step, at + 3 * stride + LANES * j * step, at + 4 * stride + LANES * j * step, NULL, finish, False,
-                      paired)
+                      at + 2 * stride + LANES * j * step, at + 3 * stride + LANES * j * step, NULL, finish, False, paired)
     if width == LANES:
         store_16(brain, row, y, stream)
     for j in range(width // LINE):

@@ -52,7 +52,7 @@ cdef enum:
     FLUSH = 8 * SEQUENCE        # the rows of that many trees
     ALIGN_LENGTH = 96           # elements of a segment that are worth aligning
     STREAM_LENGTH = 512         # elements of a segment that are worth writing past the caches
-    GATE_OFFSET = COEFFICIENTS + 3      # of the arrays of coefficients, the gates' offset
+    GATE_OFFSET = COEFFICIENTS + 2      # of the arrays of coefficients, the gates' offset
     CONCLUDED = 128             # channels that are concluded side by side
     GATED = 2048                # elements that are taken back through an activation at a time
     LINE = 32                   # elements of 16 bits in a cache line
@@ -60,6 +60,7 @@ cdef enum:
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
     REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
+    RECENT = 65536              # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
     OUTPUT_AHEAD = 512          # elements from what is written to what is fetched to be written
 
 
@@ -133,6 +134,7 @@ cdef enum:                      # `finish`, a constant of inlined loops: what fo
 
 cdef enum:                      # phases of the work
     CHANNELS                    # all of it, a group of channels after the other
+    BEFORE_APPLY                # PREPARE to CONCLUDE, of channels that are reduced in one piece
     PREPARE                     # for gradients through an activation
     REDUCE
     CONCLUDE
@@ -245,7 +247,7 @@ cdef inline void finish_row(const Job* job, const real* x, real* row, Py_ssize_t
 
 
 cdef inline void gate_strip(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* g, Py_ssize_t g_stride,
-                            Py_ssize_t rows, Py_ssize_t width, const real* hi, const real* lo, const real* scale, const real* offset,
+                            Py_ssize_t rows, Py_ssize_t width, const real* hi, const real* scale, const real* offset,
                             bint with_residual, bint piecewise, bint leaky) noexcept nogil:
     """`rows` rows of `width` <= LANES columns of gate_rows."""
     cdef Py_ssize_t to_residual = residual_at(job, x) - x if with_residual else 0
@@ -254,7 +256,7 @@ cdef inline void gate_strip(const Job* job, const real* x, Py_ssize_t x_stride, 
     cdef Py_ssize_t row, j
     for row in range(rows):
         for j in range(width):
-            v = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+            v = (x[j] - hi[j]) * scale[j] + offset[j]
             d = dy[j]
             if with_residual:
                 v = v + x[j + to_residual]
@@ -277,23 +279,21 @@ cdef inline void gate_columns(const Job* job, const real* x, Py_ssize_t x_stride
                               Py_ssize_t rows, Py_ssize_t width, const real* gate, Py_ssize_t step) noexcept nogil:
     """gate_rows over `width` <= LANES columns, whose coefficients are `step` apart: 1, or 0 for those of one channel."""
     cdef real hi[LANES]
-    cdef real lo[LANES]
     cdef real scale[LANES]
     cdef real offset[LANES]
     cdef Py_ssize_t j, stride = coefficient_stride(job.columns)
     for j in range(width):
         hi[j] = gate[j * step]
-        lo[j] = gate[j * step + stride]
-        scale[j] = gate[j * step + 2 * stride]
-        offset[j] = gate[j * step + 3 * stride]
+        scale[j] = gate[j * step + stride]
+        offset[j] = gate[j * step + 2 * stride]
     if job.fusion != PIECEWISE:
-        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, job.with_residual, False, False)
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, scale, offset, job.with_residual, False, False)
     elif job.leaky:
-        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, job.with_residual, True, True)
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, scale, offset, job.with_residual, True, True)
     elif job.with_residual:
-        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, True, True, False)
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, scale, offset, True, True, False)
     else:
-        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, lo, scale, offset, False, True, False)
+        gate_strip(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, hi, scale, offset, False, True, False)
 
 
 cdef void gate_rows(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* g, Py_ssize_t g_stride,
@@ -302,7 +302,7 @@ cdef void gate_rows(const Job* job, const real* x, Py_ssize_t x_stride, const re
 
     In the row layout there is one row, which is taken as rows of LANES elements. Of a width that is no multiple of LANES, the last LANES columns
     overlap those before.
-    gate : forward coefficients of the columns (row layout: of the one channel): hi, lo, scale and offset, coefficient_stride apart.
+    gate : forward coefficients of the columns (row layout: of the one channel): hi, scale and offset, coefficient_stride apart.
     """
     cdef Py_ssize_t c = 0, rest
     if width < LANES:
@@ -364,9 +364,9 @@ cdef inline real gated(real dy, real v, real low, real high) noexcept nogil:
     return 0 if v >= high else dy
 
 
-cdef inline real activated(real b, real lo, real scale, real offset, real residual, int paired) noexcept nogil:
+cdef inline real activated(real b, real scale, real offset, real residual, int paired) noexcept nogil:
     """The input of that activation, with b = x - hi."""
-    cdef real v = (b - lo) * scale + offset
+    cdef real v = b * scale + offset
     return v + residual if paired == ADDED_PAIR else v
 
 
@@ -408,14 +408,14 @@ cdef inline void add_rows(Py_ssize_t n, Source at, Py_ssize_t width, const wide*
                           int paired, const real* kind) noexcept nogil:
     """With b = x - shift, and a = dy if paired else b: s += sum of a, q += sum of a * b, over n = 1, 2, 4 or 8 rows of each column.
 
-    gate : behind an activation, lo, scale and offset of the columns, TILE apart; their hi is the shift.
+    gate : behind an activation, scale and offset of the columns, TILE apart; their hi is the shift.
     """
     cdef Py_ssize_t j, x_stride = at.x_step // <Py_ssize_t>sizeof(real), dy_stride = at.dy_step // <Py_ssize_t>sizeof(real)
     cdef const real* x = <const real*>at.x
     cdef const real* dy = <const real*>at.dy
     cdef const real* r = <const real*>at.residual
     cdef wide r0, r1, r2, r3, r4, r5, r6, r7
-    cdef wide c, l, k, o, a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
+    cdef wide c, k, o, a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
     a1 = a2 = a3 = a4 = a5 = a6 = a7 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = r0 = r1 = r2 = r3 = r4 = r5 = r6 = r7 = 0
     for j in range(width):
         c = shift[j]
@@ -455,15 +455,15 @@ cdef inline void add_rows(Py_ssize_t n, Source at, Py_ssize_t width, const wide*
                     r6 = <wide>r[j + 6 * x_stride]
                     r7 = <wide>r[j + 7 * x_stride]
             if paired != PAIRED:
-                l, k, o = gate[j], gate[TILE + j], gate[2 * TILE + j]
-                a0 = gated(a0, activated(b0, l, k, o, r0, paired), low, high)
-                a1 = gated(a1, activated(b1, l, k, o, r1, paired), low, high)
-                a2 = gated(a2, activated(b2, l, k, o, r2, paired), low, high)
-                a3 = gated(a3, activated(b3, l, k, o, r3, paired), low, high)
-                a4 = gated(a4, activated(b4, l, k, o, r4, paired), low, high)
-                a5 = gated(a5, activated(b5, l, k, o, r5, paired), low, high)
-                a6 = gated(a6, activated(b6, l, k, o, r6, paired), low, high)
-                a7 = gated(a7, activated(b7, l, k, o, r7, paired), low, high)
+                k, o = gate[j], gate[TILE + j]
+                a0 = gated(a0, activated(b0, k, o, r0, paired), low, high)
+                a1 = gated(a1, activated(b1, k, o, r1, paired), low, high)
+                a2 = gated(a2, activated(b2, k, o, r2, paired), low, high)
+                a3 = gated(a3, activated(b3, k, o, r3, paired), low, high)
+                a4 = gated(a4, activated(b4, k, o, r4, paired), low, high)
+                a5 = gated(a5, activated(b5, k, o, r5, paired), low, high)
+                a6 = gated(a6, activated(b6, k, o, r6, paired), low, high)
+                a7 = gated(a7, activated(b7, k, o, r7, paired), low, high)
         else:
             a0, a1, a2, a3, a4, a5, a6, a7 = b0, b1, b2, b3, b4, b5, b6, b7
         s[j] += tree(n, a0, a1, a2, a3, a4, a5, a6, a7)
@@ -562,14 +562,14 @@ cdef void tile_sums(Source at, Py_ssize_t rows, Py_ssize_t width, const wide* sh
     cdef wide c[TILE]
     cdef wide s[TILE]
     cdef wide q[TILE]
-    cdef wide of_gate[3 * TILE]
+    cdef wide of_gate[2 * TILE]
     cdef Py_ssize_t j
     for j in range(width):
         c[j] = shift[j]
         s[j] = sums[j]
         q[j] = products[j]
         if paired > PAIRED:
-            of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[j + gate_stride], gate[j + 2 * gate_stride], gate[j + 3 * gate_stride]
+            of_gate[j], of_gate[TILE + j] = gate[j + gate_stride], gate[j + 2 * gate_stride]
     # The usual widths are constants of the inlined loops.
     if width == TILE:
         accumulate(at, rows, TILE, c, of_gate, low, high, s, q, far, paired, dtype, gate)
@@ -690,7 +690,7 @@ cdef inline void end_segment(Source at, int rows, Py_ssize_t rest, const wide* s
         b = b if j >= LANES - rest else 0
         a = a if j >= LANES - rest else 0
         if paired > PAIRED:
-            a = gated(a, activated(b, gate[0], gate[TILE], gate[2 * TILE], <wide>r[j] if paired == ADDED_PAIR else 0, paired), low, high)
+            a = gated(a, activated(b, gate[0], gate[TILE], <wide>r[j] if paired == ADDED_PAIR else 0, paired), low, high)
         rest_s[j], rest_q[j] = a, a * b
     for j in range(LANES):
         s[j] = of_s[j] + rest_s[j]
@@ -707,7 +707,7 @@ cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wid
     cdef wide shifts[LANES]
     cdef wide lanes_s[LANES]
     cdef wide lanes_q[LANES]
-    cdef wide of_gate[3 * TILE]
+    cdef wide of_gate[2 * TILE]
     cdef Py_ssize_t c, j, whole = length // (8 * LANES) * 8, rows = length // LANES - whole, rest = length % LANES
     cdef Py_ssize_t step = LANES * (<Py_ssize_t>sizeof(real) if dtype == NATIVE else 2)
     cdef Source of_channel
@@ -715,7 +715,7 @@ cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wid
         for j in range(LANES):
             shifts[j] = shift[c]
             if paired > PAIRED:
-                of_gate[j], of_gate[TILE + j], of_gate[2 * TILE + j] = gate[c + gate_stride], gate[c + 2 * gate_stride], gate[c + 3 * gate_stride]
+                of_gate[j], of_gate[TILE + j] = gate[c + gate_stride], gate[c + 2 * gate_stride]
         for j in range(LANES):
             lanes_s[j], lanes_q[j] = s[j], q[j]
         of_channel = at
@@ -756,7 +756,7 @@ cdef void short_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide*
             b = <wide>(<const real*>at.x)[j] - shift[c]
             a = <wide>(<const real*>at.dy)[j] if paired else b
             if paired > PAIRED:
-                a = gated(a, activated(b, <wide>gate[c + gate_stride], <wide>gate[c + 2 * gate_stride], <wide>gate[c + 3 * gate_stride],
+                a = gated(a, activated(b, <wide>gate[c + gate_stride], <wide>gate[c + 2 * gate_stride],
                                        <wide>(<const real*>at.residual)[j] if paired == ADDED_PAIR else 0, paired), low, high)
             s[j] += a
             q[j] += a * b
@@ -1068,8 +1068,10 @@ cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width
 
 # ---- between reduction and apply -------------------------------------------------------------------------------------------------------
 #
-# forward:  y  = ((x - hi) - lo) * scale + offset                  with hi + lo = mean, scale = weight * invstd, offset = bias
-# backward: dx = ((dy - offset) - ((x - hi) - lo) * slope) * scale    with offset = bias_grad / m, slope = weight_grad * invstd / m
+# hi is the mean, rounded to the element type; what that loses, lo = mean - hi, goes into the offset.
+#
+# forward:  y  = (x - hi) * scale + offset                with scale = weight * invstd, offset = bias - lo * scale
+# backward: dx = ((dy - offset) - (x - hi) * slope) * scale     with slope = weight_grad * invstd / m, offset = bias_grad / m - lo * slope
 # frozen:   dx = dy * scale, as forward of dy with a mean and bias of 0
 
 cdef inline void update(const Vector* running, Py_ssize_t c0, Py_ssize_t width, const double* batch, double momentum, double factor) noexcept nogil:
@@ -1114,11 +1116,10 @@ cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* 
     cdef double dy_sum[CONCLUDED]
     cdef double weight_grad[CONCLUDED]
     cdef double bias[CONCLUDED]
-    cdef double count = <double>job.outer * job.inner, each = 1 / count
+    cdef double count = <double>job.outer * job.inner, each = 1 / count, lost
     cdef Py_ssize_t i, j, array, stride = coefficient_stride(job.columns)
     cdef real* hi = <real*>job.coefficients + c0
-    cdef real* lo = hi + stride
-    cdef real* scale = lo + stride
+    cdef real* scale = hi + stride
     cdef real* offset = scale + stride
     cdef real* slope = offset + stride
 
@@ -1145,19 +1146,20 @@ cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* 
     read(&job.weight, c0, width, 1, weight)
     for j in range(width):
         hi[j] = <real>mean[j]
-        lo[j] = <real>(mean[j] - hi[j]) if finite(hi[j]) else 0
         scale[j] = <real>(weight[j] * invstd[j])
     if job.apply == FORWARD:
         read(&job.bias, c0, width, 0, bias)
         for j in range(width):
-            offset[j] = <real>bias[j]
+            lost = (mean[j] - hi[j]) * scale[j]
+            offset[j] = <real>(bias[j] - lost if finite(lost) else bias[j])
     elif job.apply == BACKWARD:
         for j in range(width):
-            offset[j] = <real>(dy_sum[j] * each)
             slope[j] = <real>(weight_grad[j] * invstd[j] * each)
+            lost = (mean[j] - hi[j]) * slope[j]
+            offset[j] = <real>(dy_sum[j] * each - lost if finite(lost) else dy_sum[j] * each)
     else:
         for j in range(width):
-            hi[j] = lo[j] = offset[j] = 0
+            hi[j] = offset[j] = 0
     for array in range(COEFFICIENTS if job.apply == BACKWARD else GATES):
         for i in range(1, job.fold):
             for j in range(width):
@@ -1188,8 +1190,8 @@ cdef inline void conclude(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* ki
 # ---- apply -----------------------------------------------------------------------------------------------------------------------------
 
 cdef inline void transform_row(const Job* job, const real* x, const real* dy, real* y, real* g, Py_ssize_t width, const real* hi,
-                               const real* lo, const real* scale, const real* offset, const real* slope, const real* bias, int finish,
-                               bint stream, int paired) noexcept nogil:
+                               const real* scale, const real* offset, const real* slope, const real* bias, int finish, bint stream,
+                               int paired) noexcept nogil:
     """One row of the apply pass; computed before it is stored, so y may be x, dy or the residual. ADDED_PAIR: g, unless NULL, gets the residual's gradient."""
     cdef real row[TILE]         # of this function, so that it never leaves the registers
     cdef real g_row[TILE]
@@ -1199,12 +1201,12 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
     for j in range(width):
         if paired > PAIRED:
             b = x[j] - hi[j]
-            g_row[j] = gated(dy[j], activated(b, lo[j], scale[j], bias[j], r[j], paired), low, high)
-            row[j] = ((g_row[j] - offset[j]) - (b - lo[j]) * slope[j]) * scale[j]
+            g_row[j] = gated(dy[j], activated(b, scale[j], bias[j], r[j], paired), low, high)
+            row[j] = ((g_row[j] - offset[j]) - b * slope[j]) * scale[j]
         elif paired:
-            row[j] = ((dy[j] - offset[j]) - ((x[j] - hi[j]) - lo[j]) * slope[j]) * scale[j]
+            row[j] = ((dy[j] - offset[j]) - (x[j] - hi[j]) * slope[j]) * scale[j]
         else:
-            row[j] = ((x[j] - hi[j]) - lo[j]) * scale[j] + offset[j]
+            row[j] = (x[j] - hi[j]) * scale[j] + offset[j]
     if finish and not paired:
         finish_row(job, x, row, width, finish)
     if stream:
@@ -1221,7 +1223,7 @@ cdef inline void transform_row(const Job* job, const real* x, const real* dy, re
 
 
 cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
-                                real* g, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, const real* hi, const real* lo,
+                                real* g, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, const real* hi,
                                 const real* scale, const real* offset, const real* slope, const real* bias, int finish, bint stream,
                                 int paired) noexcept nogil:
     """ahead, reach : to be written soon, and by this thread, is what lies `ahead` elements after the first `reach` rows."""
@@ -1235,7 +1237,7 @@ cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stri
                 prefetch_row(residual_at(job, x), width * sizeof(real))
         elif i < reach:
             prefetch_output(y + ahead, width * sizeof(real))
-        transform_row(job, x, dy, y, g, width, hi, lo, scale, offset, slope, bias, finish, stream, paired)
+        transform_row(job, x, dy, y, g, width, hi, scale, offset, slope, bias, finish, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
@@ -1246,7 +1248,7 @@ cdef inline void transform_rows(const Job* job, const real* x, Py_ssize_t x_stri
 
 cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
                            Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, Py_ssize_t reach, Py_ssize_t head, Py_ssize_t overlap,
-                           const real* hi, const real* lo, const real* scale, const real* offset, const real* slope, const real* bias, int finish,
+                           const real* hi, const real* scale, const real* offset, const real* slope, const real* bias, int finish,
                            bint stream, int paired) noexcept nogil:
     """The apply pass down the rows of a tile, the first of which begins at `head`.
 
@@ -1268,20 +1270,20 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
     cdef Py_ssize_t done = head + rows * width - overlap        # of the last row
     cdef Py_ssize_t j
     if head:
-        transform_row(job, x, dy, first, g_first, width, hi, lo, scale, offset, slope, bias, finish, False, paired)
+        transform_row(job, x, dy, first, g_first, width, hi, scale, offset, slope, bias, finish, False, paired)
     if stream:
         stream_part(begin, first, head * sizeof(real))
         if g != NULL:
             stream_part(g_begin, g_first, head * sizeof(real))
     elif overlap:
-        transform_row(job, x_end, dy_end, last, g_last, width, hi, lo, scale, offset, slope, bias, finish, False, paired)
+        transform_row(job, x_end, dy_end, last, g_last, width, hi, scale, offset, slope, bias, finish, False, paired)
     x += head
     y += head
     if paired:
         dy += head
     if g != NULL:
         g += head
-    transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, ahead, reach, hi, lo, scale, offset, slope, bias, finish, stream, paired)
+    transform_rows(job, x, x_stride, dy, dy_stride, y, y_stride, g, rows, width, ahead, reach, hi, scale, offset, slope, bias, finish, stream, paired)
     if not stream:
         if head:
             for j in range(width):
@@ -1296,7 +1298,7 @@ cdef inline void transform(const Job* job, const real* x, Py_ssize_t x_stride, c
                 for j in range(width):
                     g_end[j] = g_last[j]
     elif overlap:
-        transform_row(job, x_end, dy_end, last, g_last, width, hi, lo, scale, offset, slope, bias, finish, False, paired)
+        transform_row(job, x_end, dy_end, last, g_last, width, hi, scale, offset, slope, bias, finish, False, paired)
         stream_part(end + done, last + done, (width - done) * sizeof(real))
         if g_end != NULL:
             stream_part(g_end + done, g_last + done, (width - done) * sizeof(real))
@@ -1314,7 +1316,6 @@ cdef void transform_channels(const Job* job, const real* x, Py_ssize_t x_stride,
     cdef int paired = paired_of(how), finish = finish_tag(how)
     cdef bint stream = written is Streamed
     cdef real hi[LANES]
-    cdef real lo[LANES]
     cdef real scale[LANES]
     cdef real offset[LANES]
     cdef real slope[LANES]
@@ -1323,21 +1324,20 @@ cdef void transform_channels(const Job* job, const real* x, Py_ssize_t x_stride,
     for c in range(width):
         for j in range(LANES):
             hi[j] = coefficients[c]
-            lo[j] = coefficients[c + stride]
-            scale[j] = coefficients[c + 2 * stride]
-            offset[j] = coefficients[c + 3 * stride]
+            scale[j] = coefficients[c + stride]
+            offset[j] = coefficients[c + 2 * stride]
             if paired:
-                slope[j] = coefficients[c + 4 * stride]
+                slope[j] = coefficients[c + 3 * stride]
             if paired > PAIRED:
                 bias[j] = coefficients[c + GATE_OFFSET * stride]
         if length < LANES:
-            transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, 0, 0, hi, lo, scale, offset, slope, bias, finish, False, paired)
+            transform(job, x, 0, dy, 0, y, 0, 1, length, 0, 0, 0, 0, hi, scale, offset, slope, bias, finish, False, paired)
         else:
             if length >= ALIGN_LENGTH:
                 head = to_cache_line(y)
-            reach = ((width - c if y_stride == length else 1) * length - head - OUTPUT_AHEAD) // LANES if not paired else 0
+            reach = ((width - c if y_stride == length else 1) * length - head - OUTPUT_AHEAD) // LANES if not paired or job.far else 0
             transform(job, x, LANES, dy, LANES, y, LANES, (length - head) // LANES, LANES, OUTPUT_AHEAD, reach, head,
-                      length - LANES if (length - head) % LANES else 0, hi, lo, scale, offset, slope, bias, finish, stream, paired)
+                      length - LANES if (length - head) % LANES else 0, hi, scale, offset, slope, bias, finish, stream, paired)
         x += x_stride
         y += y_stride
         if paired:
@@ -1354,15 +1354,14 @@ cdef inline void tile_transform(const Job* job, const real* x, Py_ssize_t x_stri
     if paired <= PAIRED and rows >= REGISTERED:
         # Once, for all rows: of this function, so that they stay in registers.
         for j in range(width):
-            of_tile[j], of_tile[TILE + j] = at[j], at[stride + j]
-            of_tile[2 * TILE + j], of_tile[3 * TILE + j] = at[2 * stride + j], at[3 * stride + j]
+            of_tile[j], of_tile[TILE + j], of_tile[2 * TILE + j] = at[j], at[stride + j], at[2 * stride + j]
             if paired:
-                of_tile[4 * TILE + j] = at[4 * stride + j]
+                of_tile[3 * TILE + j] = at[3 * stride + j]
         transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, ahead, reach, 0, 0, of_tile, of_tile + TILE, of_tile + 2 * TILE,
-                  of_tile + 3 * TILE, of_tile + 4 * TILE, NULL, finish, stream, paired)
+                  of_tile + 3 * TILE, NULL, finish, stream, paired)
     else:
         transform(job, x, x_stride, dy, dy_stride, y, y_stride, rows, width, ahead, reach, 0, 0, at, at + stride, at + 2 * stride, at + 3 * stride,
-                  at + 4 * stride, at + GATE_OFFSET * stride, finish, stream, paired)
+                  at + GATE_OFFSET * stride, finish, stream, paired)
 
 
 cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
@@ -1374,7 +1373,7 @@ cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, 
     cdef Py_ssize_t some = max(1, STREAMED // max(1, x_stride)) if stream else max(REGISTERED, BLOCK // max(1, x_stride))
     while n < rows:
         some = min(some, rows - n)
-        reach = rows - n - rows_ahead if rows_ahead and not paired else 0
+        reach = rows - n - rows_ahead if rows_ahead and (not paired or job.far) else 0
         c = 0
         while c < width:
             to_dy = n * dy_stride + c if paired else 0
@@ -1577,20 +1576,28 @@ cdef inline void apply_box(const Job* job, const View* x, const View* dy, Py_ssi
                                    stride, how, <Cached*>NULL)
 
 
-cdef inline void channel_phase(const Job* job, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    """Items are groups of channels: all that is to be done for each, while it is in cache."""
-    cdef Py_ssize_t item, k, n, c0, c1
+cdef inline void before_apply(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
+    """All but the apply pass for the channels c0 to c1, which are columns."""
+    cdef Py_ssize_t k
+    if job.reduction == GRADIENTS and job.fusion:
+        prepare_gradients(job, c0, c1, kind)
+    for k in range(job.chunks if job.reduction else 0):
+        reduce(job, k, c0, c1 - c0, kind)
+    conclude(job, c0, c1, kind)
+
+
+cdef inline void channel_phase(const Job* job, int phase, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
+    """Items are groups of channels: all that is to be done for each, while it is in cache, or all but the apply pass."""
+    cdef Py_ssize_t item, n, c0, c1
     for item in range(begin, end):
         c0 = group_begin(job, 0, job.columns, item)
         c1 = group_begin(job, 0, job.columns, item + 1)
-        if job.reduction == GRADIENTS and job.fusion:
-            prepare_gradients(job, c0, c1, kind)
-        for k in range(job.chunks if job.reduction else 0):
-            reduce(job, k, c0, c1 - c0, kind)
-        conclude(job, c0, c1, kind)
-        if job.apply and job.inner == 1:
+        before_apply(job, c0, c1, kind)
+        if phase == BEFORE_APPLY or not job.apply:
+            continue
+        if job.inner == 1:
             apply(job, 0, job.rows, c0, c1, 0, 1, kind)
-        elif job.apply:
+        else:
             # From the end: what was read last is most likely still in cache.
             for n in range(job.rows - 1, -1, -1):
                 apply(job, n, n + 1, c0, c1, 0, job.inner, kind)
@@ -1608,13 +1615,17 @@ cdef inline void reduce_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_s
 cdef inline void apply_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
     """Items are rows (column layout), or planes or pieces of planes (row layout), of the columns c0 to c1, in the order of memory.
 
-    Planes are taken from the end: what a reduction has just read last is most likely still in cache.
+    They are taken from the end: what a reduction has just read last is most likely still in cache.
     """
     cdef Py_ssize_t item = end, n, c, count, i0, width = c1 - c0
     if job.inner == 1:
-        apply(job, begin, end, c0, c1, 0, 1, kind)
         if job.tail and end == job.rows:
             apply(job, end, end + 1, 0, job.tail, 0, 1, kind)
+        count = max(1, RECENT // job.columns) if job.far and job.reduction and not job.stream else end - begin
+        while item > begin:
+            n = max(begin, item - count)
+            apply(job, n, item, c0, c1, 0, 1, kind)
+            item = n
     while job.inner != 1 and item > begin:
         n = (item - 1) // (width * job.pieces)
         c = (item - 1) // job.pieces - n * width
@@ -1630,8 +1641,8 @@ cdef inline void apply_phase(const Job* job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
 
 
 cdef inline void work(const Job* job, int phase, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t begin, Py_ssize_t end, real* kind) noexcept nogil:
-    if phase == CHANNELS:
-        channel_phase(job, begin, end, kind)
+    if phase == CHANNELS or phase == BEFORE_APPLY:
+        channel_phase(job, phase, begin, end, kind)
     elif phase == PREPARE:
         prepare_gradients(job, c0 + begin, c0 + end, kind)
     elif phase == REDUCE:
@@ -1661,7 +1672,7 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
     cdef bint timed = i == 0 and job.serial_seconds != NULL     # the calling thread takes the first share
     cdef double start = seconds() if timed else 0
     cdef Py_ssize_t items, begin, end, c0 = window * job.window, c1 = min(c0 + job.window, job.columns)
-    if phase == CHANNELS:
+    if phase == CHANNELS or phase == BEFORE_APPLY:
         items = groups_of(&job, 0, job.columns)
     elif phase == REDUCE:
         items = job.chunks * groups_of(&job, c0, c1)
@@ -1688,16 +1699,20 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
 
 
 cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
-    """What one thread of a team does of all the phases; the team waits for all its threads after each."""
-    cdef Py_ssize_t window, i
-    cdef int phase
-    for window in range(ceil_div(job.columns, job.window)):
-        for phase in range(PREPARE if job.reduction == GRADIENTS and job.fusion else REDUCE, APPLY + 1 if job.apply else APPLY):
+    """What one thread of a team does of all the phases; the team waits for all its threads between them."""
+    cdef Py_ssize_t window, i, windows = ceil_div(job.columns, job.window)
+    cdef bint at_once = job.chunks == 1 and job.fold == 1 and windows == 1
+    cdef int phase = PREPARE if job.reduction == GRADIENTS and job.fusion else REDUCE, first = BEFORE_APPLY if at_once else phase
+    for window in range(windows):
+        phase = first
+        while phase <= (APPLY if job.apply else CONCLUDE):
+            if window > 0 or phase > first:
+                team_barrier()
             i = thread
             while i < job.threads:
                 share(job, phase, window, i)
                 i += team_size()
-            team_barrier()
+            phase = APPLY if phase == BEFORE_APPLY else phase + 1
 
 
 cdef void run(const Job* job) noexcept nogil:

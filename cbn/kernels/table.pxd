@@ -24,8 +24,8 @@ cdef enum:                      # Job.fusion: what follows the affine map, in th
     HARD_SWISH                  # + residual, and then v * clip(v + 3, 0, 6) / 6
 
 cdef enum:
-    COEFFICIENTS = 5            # arrays of coefficients that an apply pass may need
-    GATES = 4                   # arrays of those of the forward pass, by which gradients with a fusion compute the activation's input
+    COEFFICIENTS = 4            # arrays of coefficients that an apply pass may need
+    GATES = 3                   # arrays of those of the forward pass, by which gradients with a fusion compute the activation's input
 
 # An array seen as (outer, channels, inner); the inner axis is contiguous. Strides count elements.
 ctypedef struct View:
