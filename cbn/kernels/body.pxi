@@ -60,6 +60,7 @@ cdef enum:
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
     REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
+    SMALL = 2048                # columns that the apply pass makes of small planes at a time
     RECENT = 65536              # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
     OUTPUT_AHEAD = 512          # elements from what is written to what is fetched to be written
 
@@ -1377,6 +1378,8 @@ cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, 
         c = 0
         while c < width:
             to_dy = n * dy_stride + c if paired else 0
+            if job.inner > 1 and not paired:        # planes, the rows of which lie far apart
+                ahead, reach = TILE, some if c + 2 * TILE <= width else 0
             w = TILE if width - c >= TILE else min(LANES, width - c)
             # The usual widths are constants of the inlined loops.
             if w == TILE:
@@ -1390,6 +1393,36 @@ cdef void transform_columns(const Job* job, const real* x, Py_ssize_t x_stride, 
                                coefficients + c, stride, finish, stream, paired)
             c += w
         n += some
+
+
+cdef void transform_planes(const Job* job, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride, real* y, Py_ssize_t y_stride,
+                           Py_ssize_t rows, Py_ssize_t width, const real* coefficients, Py_ssize_t stride, applied* how) noexcept nogil:
+    """The apply pass over `rows` rows of `width` channels' small planes: columns, each of which has the coefficients of its channel."""
+    cdef int paired = paired_of(how)
+    cdef real of_columns[COEFFICIENTS * (SMALL + LANES)]
+    cdef real* to
+    cdef real value
+    cdef Py_ssize_t c, n, i, j, array, columns, head, first = 0, length = job.inner
+    while first < width:
+        n = min(width - first, SMALL // length)
+        for c in range(n):
+            for array in range(COEFFICIENTS if paired else GATES):
+                value = coefficients[array * stride + first + c]
+                to = of_columns + array * (SMALL + LANES) + c * length
+                for i in range(ceil_div(length, LANES)):        # the end of the last ones belongs to the next channel
+                    for j in range(LANES):
+                        to[i * LANES + j] = value
+        columns = n * length
+        head = min(to_cache_line(y), columns) if y_stride * sizeof(real) % 64 == 0 else 0
+        if head:
+            transform_columns(job, x, x_stride, dy, dy_stride, y, y_stride, rows, head, of_columns, SMALL + LANES, how, <Cached*>NULL)
+        transform_columns(job, x + head, x_stride, dy + head if paired else dy, dy_stride, y + head, y_stride, rows, columns - head, of_columns + head,
+                          SMALL + LANES, how, <Cached*>NULL)
+        x += columns
+        y += columns
+        if paired:
+            dy += columns
+        first += n
 
 
 # ---- phases: a range of the work's items, for one thread -------------------------------------------------------------------------------
@@ -1561,6 +1594,10 @@ cdef inline void apply_box(const Job* job, const View* x, const View* dy, Py_ssi
         if head:
             transform_columns(job, x_at + rows * width, 0, dy_at + rows * width if paired else dy_at, 0, y_at + rows * width, 0, 1, width - head,
                               coefficients, stride, how, <Cached*>NULL)
+    elif paired <= PAIRED and n1 - n0 >= REGISTERED and job.inner == x.channel_stride == job.y.channel_stride \
+            and (not paired or dy.channel_stride == job.inner):
+        transform_planes(job, element(x, n0, c0, 0, kind), x.outer_stride, element(dy, n0, c0, 0, kind) if paired else NULL, dy.outer_stride,
+                         <real*>element(&job.y, n0, c0, 0, kind), job.y.outer_stride, n1 - n0, width, coefficients, stride, how)
     else:
         for n in range(n0, n1):
             x_at = element(x, n, c0, i0, kind)
@@ -1595,8 +1632,8 @@ cdef inline void channel_phase(const Job* job, int phase, Py_ssize_t begin, Py_s
         before_apply(job, c0, c1, kind)
         if phase == BEFORE_APPLY or not job.apply:
             continue
-        if job.inner == 1:
-            apply(job, 0, job.rows, c0, c1, 0, 1, kind)
+        if job.inner == 1 or job.inner < ALIGN_LENGTH and job.inner % LANES and job.rows >= REGISTERED:
+            apply(job, 0, job.rows, c0, c1, 0, job.inner, kind)
         else:
             # From the end: what was read last is most likely still in cache.
             for n in range(job.rows - 1, -1, -1):
