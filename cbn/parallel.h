@@ -25,6 +25,11 @@ extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
 /* The most that a single call counts for. */
 #define SECONDS_STALL 0.010
 
+/* Threads without work for so long are asleep. When they wake, the system may put them on one core, and takes a few time slices to part them: waiting
+ * in that time says nothing about other processes. */
+#define SECONDS_ASLEEP 0.005
+#define SECONDS_WAKING 0.010
+
 /* How long a process does without teams whose time is spent waiting for cores that others use: the least; and, doubled each time that it is so
  * again within SECONDS_SUSPECT after that, the most. */
 #define SECONDS_SERIAL 0.5
@@ -49,6 +54,7 @@ static double serial_until;
 static double serial_for = SECONDS_SERIAL;          /* how long, the last time */
 static double patience = 0.040;     /* seconds of waiting before the process does without teams: several stalls, close upon one another */
 static double waited;
+static double last_end, awake_since;                /* of calls with a team */
 static pthread_mutex_t teams_lock = PTHREAD_MUTEX_INITIALIZER;      /* of all these but `computing` */
 static pthread_key_t thread_end;
 
@@ -172,10 +178,13 @@ static void return_threads(int n, double start, double alone)
     }
     now = seconds();
     elapsed = now - start;
-    /* One stall, however long, is an accident. */
-    waited += elapsed <= 2 * alone ? -elapsed : elapsed < SECONDS_STALL ? elapsed : SECONDS_STALL;
-    if (waited < 0)
-        waited = 0;
+    if (start > last_end + SECONDS_ASLEEP)
+        awake_since = start;
+    last_end = now;
+    if (elapsed <= 2 * alone)
+        waited = waited > elapsed ? waited - elapsed : 0;
+    else if (start > awake_since + SECONDS_WAKING)
+        waited += elapsed < SECONDS_STALL ? elapsed : SECONDS_STALL;        /* one stall, however long, is an accident */
     suspect = now < serial_until + SECONDS_SUSPECT;
     if (waited > (suspect ? patience / 4 : patience)) {
         waited = 0;
@@ -211,7 +220,7 @@ static void in_child(void)
     for (i = 0; i < TEAMS; i++)
         teams[i].owner = NULL;
     computing = calls = crowd = last_crowd = 0;
-    refused_until = serial_until = crowd_until = waited = 0;
+    refused_until = serial_until = crowd_until = waited = last_end = awake_since = 0;
     pthread_mutex_unlock(&teams_lock);
 }
 

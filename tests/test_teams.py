@@ -156,6 +156,20 @@ print(cbn.threads.teams_pause())
     assert lines == ["True", "True", "0.0"]
 
 
+def test_waking_is_no_waiting():
+    """Threads that slept take a while to be at work again; that doesn't count as waiting for others."""
+    lines = shown("""
+cbn.set_num_threads(2)
+cbn.threads.set_patience(1e-9)
+x = x[:, :, :1, :1]
+for _ in range(30):
+    time.sleep(0.02)
+    cbn.batch_norm_train(x)
+print(cbn.threads.teams_pause())
+""")
+    assert lines == ["0.0"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_forked_children():
     """A child has teams of its own, whoever had some, was computing or was refused them in the parent; so does its child."""
