@@ -3,14 +3,17 @@
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN, nextafter, nextafterf
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free, malloc
 
 from . cimport dispatch
 from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
-from .kernels.plan cimport coefficient_stride, share_work
+from .kernels.plan cimport ceil_div, coefficient_stride, share_work
 from .kernels.table cimport (ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADIENTS, HARD_SWISH, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, PIECEWISE, Job,
                             Vector)
 from .threads cimport Loan, begin, borrow, give_back, worth_team
+
+cdef extern from "working.h" nogil:
+    char* take_memory(size_t bytes)
+    void give_memory_back(char* memory)
 
 
 ctypedef fused bits:
@@ -58,14 +61,14 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     # What has just been read is in the first cache, and is written there; kernels that write past the caches rely on it.
     stream = elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes and not reads_where_it_writes(job)
     share_work(job, loan.threads, stream, elements * job.bytes_read, dispatch.core_cache)
-    partials = 2 * job.chunks * job.columns * sizeof(double) if job.reduction else 0
+    partials = ceil_div(2 * job.chunks * job.columns * sizeof(double), 64) * 64 if job.reduction else 0
     coefficients = (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * itemsize
     if not job.reduction or job.by_channel:
         coefficients *= job.threads         # a thread makes its own
     if job.places != NULL:
         copies = job.threads * ARRAYS * COPIED * itemsize + 64
     begin(&loan)
-    memory = <char*>malloc(partials + coefficients + copies + 1)
+    memory = take_memory(partials + coefficients + copies)
     if memory != NULL:
         job.partials = <double*>memory
         job.copies = memory + partials + coefficients
@@ -74,8 +77,8 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
         if loan.threads > 1:
             job.serial_seconds = &loan.serial_seconds
         dispatch.table.run(job)
+        give_memory_back(memory)
     give_back(&loan)
-    free(memory)
     return memory != NULL
 
 

@@ -62,6 +62,14 @@ static inline __attribute__((always_inline)) void prefetch_output(const void *p,
         __builtin_prefetch((const char *)p + i, 1, 3);
 }
 
+/* Into the second-level cache. */
+static inline __attribute__((always_inline)) void prefetch_input(const void *p, size_t width)
+{
+    size_t i;
+    for (i = 0; i < width; i += 64)
+        __builtin_prefetch((const char *)p + i, 0, 2);
+}
+
 /* 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them; into the first-level cache if `near`. */
 static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width, int near)
 {
