@@ -11,7 +11,7 @@ from .kernels.table cimport (ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADI
                             Vector)
 from .threads cimport Loan, begin, borrow, give_back, worth_team
 
-cdef extern from "working.h" nogil:
+cdef extern from "working_memory.h" nogil:
     char* take_memory(size_t bytes)
     void give_memory_back(char* memory)
 

@@ -1,5 +1,5 @@
-/* Working memory of calls. The last call's is kept for the next one: each core then finds in its cache what it wrote there, where it was another core's,
- * a call on two threads takes up to two microseconds more. */
+/* Working memory of calls. The last call's is kept for the next one, so that each core finds in its cache what it wrote there; otherwise a call on two
+ * threads takes up to two microseconds more. */
 #include <stdlib.h>
 
 #define LINE_BYTES 64
