@@ -65,8 +65,8 @@ def set_stream_bytes(size):
 def _usable_cache():
     """The last-level cache that can be counted on.
 
-    A virtual machine sees the whole cache of a server that it shares with others: no server has more than 32 MB for each of its cores.
-    (On a 2-core slice of a 480 MB cache, stores past the caches are slower up to 64 MB a call, and win from about 100 MB on.)
+    A virtual machine sees the whole cache of a server that it shares with others, so no more than 32 MB a core are counted on. (On a 2-core slice of
+    a 480 MB cache, stores past the caches win nothing up to 64 MB a call, and from about 100 MB on they win.)
     """
     return min(last_level_cache() or 32 << 20, (os.cpu_count() or 1) * (32 << 20))
 
