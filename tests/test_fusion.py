@@ -18,7 +18,7 @@ ACTIVATIONS = {
     ),
 }
 # Both layouts; whole tiles and lanes, and not; few channels folded, with a tail; planes and rows longer than what is done at a time.
-LAYOUTS = [((3, 5, 7), 1), ((2, 64, 9, 9), 1), ((3, 7, 57), 1), ((1030, 3), 1), ((9, 7, 100), -1), ((1, 2, 5001), 1), ((60, 1500), 1), ((4, 3, 5, 6), 2)]
+LAYOUTS = [((3, 5, 7), 1), ((2, 64, 9, 9), 1), ((3, 7, 57), 1), ((15, 3, 140), 1), ((1030, 3), 1), ((9, 7, 100), -1), ((1, 2, 5001), 1), ((60, 1500), 1), ((4, 3, 5, 6), 2)]
 
 
 def draw(shape, axis, dtype, seed=31):
@@ -55,15 +55,16 @@ def test_same_bits_as_apart(activation, shape, axis, dtype, with_residual, isa, 
                 np.testing.assert_array_equal(g.residual, back)
 
 
+@pytest.mark.parametrize("shape", [(4, 6, 5, 8), (15, 6, 4, 35)], ids=str)
 @pytest.mark.parametrize("activation", ["relu", "hard_swish"])
-def test_any_array(activation):
+def test_any_array(activation, shape):
     """Views that are copied, and residuals that lie in memory otherwise than x."""
-    x, dy, residual, weight, bias = draw((4, 6, 5, 8), 1, np.float32)
+    x, dy, residual, weight, bias = draw(shape, 1, np.float32)
     expected, stats = cbn.batch_norm_train(x, weight, bias, activation=activation, residual=residual)
     gradients = cbn.batch_norm_backward(dy, x, stats, weight, bias, activation=activation, residual=residual)
 
     def variants(a):
-        strided = np.zeros((4, 6, 5, 16), a.dtype)[..., ::2]
+        strided = np.zeros((*shape[:-1], 2 * shape[-1]), a.dtype)[..., ::2]
         strided[...] = a
         return [a, a[::-1, ::-1].copy()[::-1, ::-1], strided, a.astype(">f4")]
 

@@ -25,6 +25,7 @@ def off_by_one(a):
 
 LAYOUTS = {
     "N,C,H,W": ((3, 5, 9, 7), 1, np.array),
+    "N,C,H,W, many images": ((15, 3, 12, 12), 1, np.array),
     "N,C,H,W, large images": ((2, 3, 70, 90), 1, np.array),
     "N,H,W,C": ((3, 9, 7, 66), -1, np.array),
     "N,H,W,C, few channels": ((2, 40, 30, 3), -1, np.array),
@@ -33,6 +34,7 @@ LAYOUTS = {
     "misaligned": ((2, 3, 40, 50), 1, off_by_one),
     "misaligned, channels last": ((20, 50, 64), -1, off_by_one),
     "reversed": ((2, 20, 6, 5), 1, lambda a: np.ascontiguousarray(a[:, ::-1, :, ::-1])[:, ::-1, :, ::-1]),
+    "a crop of many images": ((15, 3, 12, 12), 1, lambda a: np.pad(a, 1)[1:-1, 1:-1, 1:-1, 1:-1]),
     "a crop": ((3, 5, 9, 7), 1, lambda a: np.pad(a, 1)[1:-1, 1:-1, 1:-1, 1:-1]),
     "a slice of channels": ((3, 9, 7, 5), -1, lambda a: np.concatenate([a, a], -1)[..., :5]),
 }
@@ -102,7 +104,7 @@ def test_every_operation(layout, dtype, threads):
             same(g.bias, g_wide.bias)
             if "residual" in options:
                 same(g.residual, rounded(g_wide.residual))
-    assert y.flags.c_contiguous == view(y).flags.c_contiguous or layout in ("reversed", "a crop", "a slice of channels")
+    assert y.flags.c_contiguous == view(y).flags.c_contiguous or layout in ("reversed", "a crop", "a crop of many images", "a slice of channels")
 
 
 @pytest.mark.parametrize("dtype", FLOATS + [np.dtype(np.float32)], **named)

@@ -1,8 +1,9 @@
 # The loops of batch normalization: the only place where elements meet arithmetic. Written once, compiled for each CPU level.
 #
 # A channel's elements are taken as a matrix of rows: in the column layout (inner == 1) a row holds neighbouring channels, in the row layout
-# (inner > 1) it holds LANES neighbouring elements of one channel. Either way the loops below run down the rows with one independent
-# accumulator a column, which is what makes them vectorize, and what makes the results the same bits at every vector width.
+# (inner > 1) it holds LANES neighbouring elements of one channel; the next row is what follows these, or, where there are short planes of 8 images or
+# more, the same elements of the next image. Either way the loops below run down the rows with one independent accumulator a column, which is what
+# makes them vectorize, and what makes the results the same bits at every vector width.
 #
 # The order of every sum is fixed by the shape: 8 rows (at the end 4, 2, 1) are added as a tree, up to SEQUENCE of such trees one after another, and
 # what comes of that in float64. More in a row, and nearly equal terms, which all round the same way, would cost digits. Of float64 elements, what the
@@ -61,6 +62,8 @@ cdef enum:
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
     REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
+    SHORT_PLANE = 1024          # elements of a plane that a reduction takes together with those of other images,
+    PIECE = 128                 # and what it takes of 8 planes that are copied
     SMALL = 2048                # columns that the apply pass makes of small planes at a time
     RECENT = 65536              # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
     OUTPUT_AHEAD = 512          # elements from what is written to what is fetched to be written
@@ -406,11 +409,16 @@ cdef inline Source moved(Source at, Py_ssize_t x_bytes, Py_ssize_t dy_bytes, int
     return at
 
 
+cdef inline wide kept(wide a, Py_ssize_t j, Py_ssize_t skipped) noexcept nogil:
+    return a if j >= skipped else 0
+
+
 cdef inline void add_rows(Py_ssize_t n, Source at, Py_ssize_t width, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
-                          int paired, const real* kind) noexcept nogil:
+                          Py_ssize_t skipped, int paired, const real* kind) noexcept nogil:
     """With b = x - shift, and a = dy if paired else b: s += sum of a, q += sum of a * b, over n = 1, 2, 4 or 8 rows of each column.
 
     gate : behind an activation, scale and offset of the columns, TILE apart; their hi is the shift.
+    skipped : the first columns, of which a and b count as 0.
     """
     cdef Py_ssize_t j, x_stride = at.x_step // <Py_ssize_t>sizeof(real), dy_stride = at.dy_step // <Py_ssize_t>sizeof(real)
     cdef const real* x = <const real*>at.x
@@ -466,7 +474,13 @@ cdef inline void add_rows(Py_ssize_t n, Source at, Py_ssize_t width, const wide*
                 a5 = gated(a5, activated(b5, k, o, r5, paired), low, high)
                 a6 = gated(a6, activated(b6, k, o, r6, paired), low, high)
                 a7 = gated(a7, activated(b7, k, o, r7, paired), low, high)
-        else:
+            if skipped:
+                a0, a1, a2, a3 = kept(a0, j, skipped), kept(a1, j, skipped), kept(a2, j, skipped), kept(a3, j, skipped)
+                a4, a5, a6, a7 = kept(a4, j, skipped), kept(a5, j, skipped), kept(a6, j, skipped), kept(a7, j, skipped)
+        if skipped:
+            b0, b1, b2, b3 = kept(b0, j, skipped), kept(b1, j, skipped), kept(b2, j, skipped), kept(b3, j, skipped)
+            b4, b5, b6, b7 = kept(b4, j, skipped), kept(b5, j, skipped), kept(b6, j, skipped), kept(b7, j, skipped)
+        if not paired:
             a0, a1, a2, a3, a4, a5, a6, a7 = b0, b1, b2, b3, b4, b5, b6, b7
         s[j] += tree(n, a0, a1, a2, a3, a4, a5, a6, a7)
         q[j] += tree(n, a0 * b0, a1 * b1, a2 * b2, a3 * b3, a4 * b4, a5 * b5, a6 * b6, a7 * b7)
@@ -481,14 +495,14 @@ cdef inline void widen(Py_ssize_t n, const char* p, Py_ssize_t step, Py_ssize_t 
 
 
 cdef inline void add_rows_of(Py_ssize_t n, Source at, Py_ssize_t width, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
-                             int paired, int dtype, const real* kind) noexcept nogil:
+                             Py_ssize_t skipped, int paired, int dtype, const real* kind) noexcept nogil:
     """As add_rows, of elements of any type."""
     cdef real x_rows[8 * TILE]
     cdef real dy_rows[8 * TILE]
     cdef real residual_rows[8 * TILE]
     cdef Source rows
     if dtype == NATIVE:
-        add_rows(n, at, width, shift, gate, low, high, s, q, paired, kind)
+        add_rows(n, at, width, shift, gate, low, high, s, q, skipped, paired, kind)
         return
     widen(n, at.x, at.x_step, width, dtype == BFLOAT16, x_rows)
     if paired:
@@ -497,7 +511,7 @@ cdef inline void add_rows_of(Py_ssize_t n, Source at, Py_ssize_t width, const wi
         widen(n, at.residual, at.x_step, width, dtype == BFLOAT16, residual_rows)
     rows.x, rows.dy, rows.residual = <const char*>x_rows, <const char*>dy_rows, <const char*>residual_rows
     rows.x_step = rows.dy_step = width * sizeof(real)
-    add_rows(n, rows, width, shift, gate, low, high, s, q, paired, kind)
+    add_rows(n, rows, width, shift, gate, low, high, s, q, skipped, paired, kind)
 
 
 cdef inline void accumulate(Source at, Py_ssize_t rows, Py_ssize_t width, const wide* shift, const wide* gate, wide low, wide high, wide* s, wide* q,
@@ -511,16 +525,16 @@ cdef inline void accumulate(Source at, Py_ssize_t rows, Py_ssize_t width, const 
                 prefetch_rows(at.dy, at.dy_step, bytes, paired)
             if paired == ADDED_PAIR:
                 prefetch_rows(at.residual, at.x_step, bytes, paired)
-        add_rows_of(8, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
+        add_rows_of(8, at, width, shift, gate, low, high, s, q, 0, paired, dtype, kind)
         at = moved(at, 8 * at.x_step, 8 * at.dy_step, paired)
     if rows & 4:
-        add_rows_of(4, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
+        add_rows_of(4, at, width, shift, gate, low, high, s, q, 0, paired, dtype, kind)
         at = moved(at, 4 * at.x_step, 4 * at.dy_step, paired)
     if rows & 2:
-        add_rows_of(2, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
+        add_rows_of(2, at, width, shift, gate, low, high, s, q, 0, paired, dtype, kind)
         at = moved(at, 2 * at.x_step, 2 * at.dy_step, paired)
     if rows & 1:
-        add_rows_of(1, at, width, shift, gate, low, high, s, q, paired, dtype, kind)
+        add_rows_of(1, at, width, shift, gate, low, high, s, q, 0, paired, dtype, kind)
 
 
 cdef inline double rounded_off(double a, double b) noexcept nogil:
@@ -639,7 +653,7 @@ cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, 
 cdef inline Source source(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t length,
                           const real* gate, real* g, taken* how) noexcept nogil:
     """Where a box of the arrays can be read; of dy behind an activation that isn't taken in registers, in g."""
-    cdef Py_ssize_t x_stride, dy_stride = 0
+    cdef Py_ssize_t row, x_stride, dy_stride = 0
     cdef const real* x = readable(job, OF_X, &job.x, n, c, i, rows, width, length, &x_stride, gate)
     cdef const real* dy = NULL
     cdef Source at
@@ -647,9 +661,13 @@ cdef inline Source source(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t
     if taken is not Alone:
         dy = readable(job, OF_DY, &job.dy, n, c, i, rows, width, length, &dy_stride, gate)
     if taken is Pair and job.fusion:
-        gate_rows(job, x, x_stride, dy, dy_stride, g, width, rows, width * length, gate)
+        if job.inner == 1:
+            gate_rows(job, x, x_stride, dy, dy_stride, g, width, rows, width, gate)
+        else:
+            for row in range(rows):
+                gate_rows(job, x + row * x_stride, 0, dy + row * dy_stride, 0, g + row * width * length, 0, 1, width * length, gate)
         dy = g
-        dy_stride = width
+        dy_stride = width * length
     if taken is AddedPair:
         at.residual = <const char*>residual_at(job, x)
     at.x, at.dy = <const char*>x, <const char*>dy
@@ -847,6 +865,114 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
         fold(q, width, total_q)
 
 
+cdef inline Py_ssize_t add_planes(Py_ssize_t n, Source at, Py_ssize_t length, const wide* shift, const wide* gate, wide low, wide high, wide* s,
+                                  wide* q, Py_ssize_t filled, double* lanes_s, double* lanes_q, int paired, int dtype,
+                                  const real* kind) noexcept nogil:
+    """As add_rows, over `length` elements of each of n planes of a channel: element i goes to lane i % LANES, the last length % LANES ones to the last
+    lanes, where what comes before them can be read, too.
+
+    filled : additions to s and q since they were last flushed to the float64 lanes. Returns what that is afterwards.
+    """
+    cdef Py_ssize_t v = 0, end, vectors = ceil_div(length, LANES), rest = length % LANES
+    cdef Py_ssize_t itemsize = <Py_ssize_t>sizeof(real) if dtype == NATIVE else 2, step = LANES * itemsize, back = (rest - LANES) * itemsize
+    while v < vectors:
+        if filled == SEQUENCE:
+            flush(s, q, LANES, lanes_s, lanes_q, LANES)
+            filled = 0
+        end = min(vectors, v + SEQUENCE - filled)
+        filled += end - v
+        while v < (min(end, vectors - 1) if rest else end):
+            add_rows_of(n, at, LANES, shift, gate, low, high, s, q, 0, paired, dtype, kind)
+            at = moved(at, step, step, paired)
+            v += 1
+        if v < end:
+            add_rows_of(n, moved(at, back, back, paired), LANES, shift, gate, low, high, s, q, LANES - rest, paired, dtype, kind)
+            v += 1
+    return filled
+
+
+cdef Py_ssize_t channel_sums(Source at, Py_ssize_t planes, Py_ssize_t length, wide shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
+                             wide* sums, wide* products, Py_ssize_t filled, double* lanes_s, double* lanes_q, taken* how,
+                             stored* elements) noexcept nogil:
+    """As add_planes, over any number of planes; the steps are those of planes."""
+    cdef int paired = paired_of(how), dtype = type_of(elements)
+    cdef wide c[LANES]
+    cdef wide s[LANES]
+    cdef wide q[LANES]
+    cdef wide of_gate[2 * TILE]
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        c[j], s[j], q[j] = shift, sums[j], products[j]
+        if paired > PAIRED:
+            of_gate[j], of_gate[TILE + j] = gate[gate_stride], gate[2 * gate_stride]
+    for j in range(planes // 8):
+        filled = add_planes(8, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
+        at = moved(at, 8 * at.x_step, 8 * at.dy_step, paired)
+    if planes & 4:
+        filled = add_planes(4, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
+        at = moved(at, 4 * at.x_step, 4 * at.dy_step, paired)
+    if planes & 2:
+        filled = add_planes(2, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
+        at = moved(at, 2 * at.x_step, 2 * at.dy_step, paired)
+    if planes & 1:
+        filled = add_planes(1, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
+    for j in range(LANES):
+        sums[j], products[j] = s[j], q[j]
+    return filled
+
+
+cdef inline void plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
+                            double* total_s, double* total_q, taken* how) noexcept nogil:
+    """Sums of `width` channels of which the planes are short, one after the other: the same elements of 8 planes (at the end 4, 2, 1) are added as a
+    tree, so that it is for those together, and not for each plane, that there is an end to take care of, and something to add in float64."""
+    cdef wide low = <wide>job.low, high = <wide>job.high
+    cdef wide s[LANES]
+    cdef wide q[LANES]
+    cdef double lanes_s[2 * LANES]
+    cdef double lanes_q[2 * LANES]
+    cdef real g[8 * PIECE]
+    cdef int narrow = narrow_source(job, paired_of(how))
+    cdef bint in_place = narrow or job.places == NULL and not (taken is Pair and job.fusion)
+    cdef Py_ssize_t c, i, j, n, planes, length, filled, stride = coefficient_stride(job.columns)
+    cdef Source at
+    for c in range(width):
+        begin_totals(lanes_s, lanes_q, LANES, LANES, s)
+        for j in range(LANES):
+            s[j] = q[j] = 0
+        filled = 0
+        n = chunk.n0
+        while n < chunk.n1:
+            planes = chunk.n1 - n
+            if not in_place:        # 8, 4, 2 or 1, and pieces of them, of which the last is no shorter than LANES
+                planes = 8 if planes >= 8 else 4 if planes >= 4 else 2 if planes >= 2 else 1
+            i = 0
+            while i < job.inner:
+                length = job.inner - i
+                if not in_place and length > PIECE:
+                    length = PIECE if length - PIECE >= LANES else PIECE - LANES
+                if not narrow:
+                    at = source(job, n, c0 + c, i, planes, 1, length, gate + c, g, how)
+                    filled = channel_sums(at, planes, length, shift[c], gate + c, stride, low, high, s, q, filled, lanes_s, lanes_q, how,
+                                          <Native*>NULL)
+                elif real is float:
+                    at = narrow_at(job, n, c0 + c, i, paired_of(how))
+                    at.x_step, at.dy_step = job.places.of[OF_X].strides[0], job.places.of[OF_DY].strides[0]
+                    if narrow == FLOAT16:
+                        filled = channel_sums(at, planes, length, shift[c], gate + c, stride, low, high, s, q, filled, lanes_s, lanes_q, how,
+                                              <Half*>NULL)
+                    else:
+                        filled = channel_sums(at, planes, length, shift[c], gate + c, stride, low, high, s, q, filled, lanes_s, lanes_q, how,
+                                              <Brain*>NULL)
+                i += length
+            n += planes
+        flush(s, q, LANES, lanes_s, lanes_q, LANES)
+        fold(lanes_s, 1, total_s + c)
+        fold(lanes_q, 1, total_q + c)
+        if wide is double:
+            fold(lanes_s + LANES, 1, total_s + WIDEST + c)
+            fold(lanes_q + LANES, 1, total_q + WIDEST + c)
+
+
 cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                      double* total_s, double* total_q, const real* kind, taken* how) noexcept nogil:
     """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE). Of the totals' 2 x WIDEST elements,
@@ -855,6 +981,8 @@ cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize
     begin_totals(total_s, total_q, width, WIDEST, shift)
     if job.inner == 1:
         column_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
+    elif LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8:
+        plane_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
     else:
         row_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
     if wide is double:

@@ -71,7 +71,7 @@ cdef inline bint contiguous(const Job* job, const Place* place) noexcept nogil:
 cdef void move_box(const Job* job, int which, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t length,
                    real* copy, bint store) noexcept nogil:
     """Copy a box of an array, of `rows` rows x `width` columns x `length` inner indices from (n, c, i) on, to `copy` (or from it), where it is
-    contiguous. In the row layout there is one row."""
+    contiguous."""
     cdef const Places* places = job.places
     cdef const Place* place = &places.of[which]
     cdef char* at
@@ -80,7 +80,9 @@ cdef void move_box(const Job* job, int which, Py_ssize_t n, Py_ssize_t c, Py_ssi
     if place.regular and job.inner == 1:
         move_block(place, place_of(job, place, n, c, i), job.fold * place.strides[0], place.channel_stride, rows, width, copy, width, store, job.stream)
     elif place.regular:
-        move_block(place, place_of(job, place, n, c, i), place.channel_stride, place.strides[last], width, length, copy, length, store, job.stream)
+        for row in range(n, n + rows):
+            move_block(place, place_of(job, place, row, c, i), place.channel_stride, place.strides[last], width, length, copy, length, store, job.stream)
+            copy += width * length
     elif job.inner == 1:
         for row in range(n, n + rows):
             k = row * job.columns + c
@@ -93,15 +95,16 @@ cdef void move_box(const Job* job, int which, Py_ssize_t n, Py_ssize_t c, Py_ssi
                 copy += part
                 k += part
     else:
-        for channel in range(c, c + width):
-            k = i
-            while k < i + length:
-                part = min(i + length - k, places.lengths[last] - k % places.lengths[last])
-                at = <char*>place.data + offset_of(places, place, 0, places.outer_axes, n) + channel * place.channel_stride \
-                    + offset_of(places, place, places.outer_axes, places.axes, k)
-                move_block(place, at, 0, place.strides[last], 1, part, copy, 0, store, job.stream)
-                copy += part
-                k += part
+        for row in range(n, n + rows):
+            for channel in range(c, c + width):
+                k = i
+                while k < i + length:
+                    part = min(i + length - k, places.lengths[last] - k % places.lengths[last])
+                    at = <char*>place.data + offset_of(places, place, 0, places.outer_axes, row) + channel * place.channel_stride \
+                        + offset_of(places, place, places.outer_axes, places.axes, k)
+                    move_block(place, at, 0, place.strides[last], 1, part, copy, 0, store, job.stream)
+                    copy += part
+                    k += part
 
 
 cdef inline real* copy_of(const Job* job, int which, real* kind) noexcept nogil:
@@ -123,7 +126,7 @@ cdef inline const real* readable(const Job* job, int which, const View* view, Py
     if not copied(job, which):
         stride[0] = view.outer_stride
         return element(view, n, c, i, kind)
-    stride[0] = width
+    stride[0] = width * length
     move_box(job, which, n, c, i, rows, width, length, copy_of(job, which, <real*>kind), False)
     if which == OF_X and job.with_residual and job.reduction == GRADIENTS:
         move_box(job, OF_RESIDUAL, n, c, i, rows, width, length, copy_of(job, OF_RESIDUAL, <real*>kind), False)
