@@ -125,6 +125,18 @@ def test_nothing_beside_the_output_is_written(shape, axis, dtype, threads):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, **named)
+def test_a_residual_with_other_steps(dtype, threads):
+    """Not those of x from image to image, but of more channels."""
+    x, dy, residual, others = np.random.default_rng(63).standard_normal((4, 15, 3, 12, 12)).astype(dtype)
+    _, stats = cbn.batch_norm_train(x)
+    expected = cbn.batch_norm_backward(dy, x, stats, activation="relu", residual=residual)
+    g = cbn.batch_norm_backward(dy, x, stats, activation="relu", residual=np.concatenate([residual, others], 1)[:, :3])
+    for one, other in zip(g, expected, strict=True):
+        if one is not None:
+            same(one, other)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, **named)
 def test_in_place_and_running_statistics(dtype, threads):
     x = np.random.default_rng(62).standard_normal((4, 6, 5, 5)).astype(dtype)
     for kept in (np.float32, np.float64):

@@ -380,23 +380,25 @@ cdef inline bint gate_in_registers(const Job* job) noexcept nogil:
 
 
 ctypedef struct Source:
-    # Rows of what a reduction takes: x, dy, and the residual, with x's step. Steps count bytes.
+    # Rows of what a reduction takes: x, dy, and the residual, with x's steps. Steps count bytes.
     const char* x
     const char* dy
     const char* residual
-    Py_ssize_t x_step, dy_step
+    Py_ssize_t x_step, dy_step              # from row to row
+    Py_ssize_t x_channel, dy_channel        # from channel to channel, in the row layout
 
 
 cdef inline Source narrow_at(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, int paired) noexcept nogil:
     """Elements of 16 bits where they are, from (n, c, i) on."""
-    cdef const Place* places = job.places.of
+    cdef const Place* x = &job.places.of[OF_X]
+    cdef const Place* dy = &job.places.of[OF_DY]
     cdef Source at
-    at.x, at.x_step = place_of(job, &places[OF_X], n, c, i), step_of(job, &places[OF_X])
-    at.dy, at.residual, at.dy_step = NULL, NULL, 0
+    at.x, at.x_step, at.x_channel = place_of(job, x, n, c, i), job.fold * x.strides[0], x.channel_stride
+    at.dy, at.residual, at.dy_step, at.dy_channel = NULL, NULL, 0, 0
     if paired:
-        at.dy, at.dy_step = place_of(job, &places[OF_DY], n, c, i), step_of(job, &places[OF_DY])
+        at.dy, at.dy_step, at.dy_channel = place_of(job, dy, n, c, i), job.fold * dy.strides[0], dy.channel_stride
     if paired == ADDED_PAIR:
-        at.residual = place_of(job, &places[OF_RESIDUAL], n, c, i)
+        at.residual = place_of(job, &job.places.of[OF_RESIDUAL], n, c, i)
     return at
 
 
@@ -672,6 +674,7 @@ cdef inline Source source(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t
         at.residual = <const char*>residual_at(job, x)
     at.x, at.dy = <const char*>x, <const char*>dy
     at.x_step, at.dy_step = x_stride * sizeof(real), dy_stride * sizeof(real)
+    at.x_channel, at.dy_channel = job.x.channel_stride * sizeof(real), job.dy.channel_stride * sizeof(real)
     return at
 
 
@@ -719,7 +722,7 @@ cdef inline void end_segment(Source at, int rows, Py_ssize_t rest, const wide* s
 
 cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
                        bint far, wide* s, wide* q, taken* how, stored* elements) noexcept nogil:
-    """Add LANES <= `length` <= FLUSH * LANES elements of each of `width` channels to the channel's LANES sums; the steps are those of channels.
+    """Add LANES <= `length` <= FLUSH * LANES elements of each of `width` channels to the channel's LANES sums.
 
     Element i goes to lane i % LANES; the last length % LANES ones to the last lanes.
     """
@@ -762,7 +765,7 @@ cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wid
             end_segment(of_channel, 7, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
         s += LANES
         q += LANES
-        at = moved(at, at.x_step, at.dy_step, paired)
+        at = moved(at, at.x_channel, at.dy_channel, paired)
 
 
 cdef void short_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
@@ -782,7 +785,7 @@ cdef void short_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide*
             q[j] += a * b
         s += LANES
         q += LANES
-        at = moved(at, at.x_step, at.dy_step, paired)
+        at = moved(at, at.x_channel, at.dy_channel, paired)
 
 
 cdef inline void fold(const wide* lanes, Py_ssize_t width, double* totals) noexcept nogil:
@@ -806,7 +809,6 @@ cdef inline void row_part(const Job* job, Py_ssize_t n, Py_ssize_t c0, Py_ssize_
         at = narrow_at(job, n, c0, i, paired_of(how))
     else:
         at = source(job, n, c0, i, 1, 1, length, gate, g, how)
-        at.x_step, at.dy_step = job.x.channel_stride * sizeof(real), job.dy.channel_stride * sizeof(real)
     if length < LANES:
         short_sums(at, length, width, shift, gate, stride, low, high, s, q, how)
     elif not narrow:
@@ -865,22 +867,28 @@ cdef inline void row_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
         fold(q, width, total_q)
 
 
+cdef inline void end_sequence(wide* s, wide* q, Py_ssize_t additions, double* lanes_s, double* lanes_q) noexcept nogil:
+    """Flush LANES sums to the float64 lanes, which begin with the first SEQUENCE of additions."""
+    if additions <= SEQUENCE:
+        begin_totals(lanes_s, lanes_q, LANES, LANES, s)
+    flush(s, q, LANES, lanes_s, lanes_q, LANES)
+
+
 cdef inline Py_ssize_t add_planes(Py_ssize_t n, Source at, Py_ssize_t length, const wide* shift, const wide* gate, wide low, wide high, wide* s,
-                                  wide* q, Py_ssize_t filled, double* lanes_s, double* lanes_q, int paired, int dtype,
+                                  wide* q, Py_ssize_t additions, double* lanes_s, double* lanes_q, int paired, int dtype,
                                   const real* kind) noexcept nogil:
     """As add_rows, over `length` elements of each of n planes of a channel: element i goes to lane i % LANES, the last length % LANES ones to the last
     lanes, where what comes before them can be read, too.
 
-    filled : additions to s and q since they were last flushed to the float64 lanes. Returns what that is afterwards.
+    additions : what went to s and q so far, of which whole SEQUENCEs are in the float64 lanes. Returns what that is afterwards.
     """
     cdef Py_ssize_t v = 0, end, vectors = ceil_div(length, LANES), rest = length % LANES
     cdef Py_ssize_t itemsize = <Py_ssize_t>sizeof(real) if dtype == NATIVE else 2, step = LANES * itemsize, back = (rest - LANES) * itemsize
     while v < vectors:
-        if filled == SEQUENCE:
-            flush(s, q, LANES, lanes_s, lanes_q, LANES)
-            filled = 0
-        end = min(vectors, v + SEQUENCE - filled)
-        filled += end - v
+        if additions and additions % SEQUENCE == 0:
+            end_sequence(s, q, additions, lanes_s, lanes_q)
+        end = min(vectors, v + SEQUENCE - additions % SEQUENCE)
+        additions += end - v
         while v < (min(end, vectors - 1) if rest else end):
             add_rows_of(n, at, LANES, shift, gate, low, high, s, q, 0, paired, dtype, kind)
             at = moved(at, step, step, paired)
@@ -888,37 +896,66 @@ cdef inline Py_ssize_t add_planes(Py_ssize_t n, Source at, Py_ssize_t length, co
         if v < end:
             add_rows_of(n, moved(at, back, back, paired), LANES, shift, gate, low, high, s, q, LANES - rest, paired, dtype, kind)
             v += 1
-    return filled
+    return additions
 
 
-cdef Py_ssize_t channel_sums(Source at, Py_ssize_t planes, Py_ssize_t length, wide shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
-                             wide* sums, wide* products, Py_ssize_t filled, double* lanes_s, double* lanes_q, taken* how,
-                             stored* elements) noexcept nogil:
-    """As add_planes, over any number of planes; the steps are those of planes."""
+cdef inline void end_channel(wide* s, wide* q, Py_ssize_t additions, double* lanes_s, double* lanes_q, double* total_s,
+                             double* total_q) noexcept nogil:
+    """Add all that a channel's lanes hold to its totals."""
+    if additions <= SEQUENCE:
+        fold(s, 1, total_s)
+        fold(q, 1, total_q)
+        return
+    end_sequence(s, q, additions, lanes_s, lanes_q)
+    fold(lanes_s, 1, total_s)
+    fold(lanes_q, 1, total_q)
+    if wide is double:
+        fold(lanes_s + LANES, 1, total_s + WIDEST)
+        fold(lanes_q + LANES, 1, total_q + WIDEST)
+
+
+cdef Py_ssize_t planes_sums(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate,
+                            Py_ssize_t gate_stride, wide low, wide high, wide* piece_s, wide* piece_q, Py_ssize_t additions, double* lanes_s,
+                            double* lanes_q, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
+    """Sums over `length` elements of `planes` planes of each of `width` channels into the totals, or, of pieces of one channel, with those
+    before into piece_s and piece_q, unless these are NULL. Returns the additions so far."""
     cdef int paired = paired_of(how), dtype = type_of(elements)
-    cdef wide c[LANES]
+    cdef wide k[LANES]
     cdef wide s[LANES]
     cdef wide q[LANES]
     cdef wide of_gate[2 * TILE]
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        c[j], s[j], q[j] = shift, sums[j], products[j]
-        if paired > PAIRED:
-            of_gate[j], of_gate[TILE + j] = gate[gate_stride], gate[2 * gate_stride]
-    for j in range(planes // 8):
-        filled = add_planes(8, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
-        at = moved(at, 8 * at.x_step, 8 * at.dy_step, paired)
-    if planes & 4:
-        filled = add_planes(4, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
-        at = moved(at, 4 * at.x_step, 4 * at.dy_step, paired)
-    if planes & 2:
-        filled = add_planes(2, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
-        at = moved(at, 2 * at.x_step, 2 * at.dy_step, paired)
-    if planes & 1:
-        filled = add_planes(1, at, length, c, of_gate, low, high, s, q, filled, lanes_s, lanes_q, paired, dtype, gate)
-    for j in range(LANES):
-        sums[j], products[j] = s[j], q[j]
-    return filled
+    cdef Py_ssize_t c, j
+    cdef Source rows
+    for c in range(width):
+        for j in range(LANES):
+            k[j] = shift[c]
+            s[j], q[j] = 0, 0
+            if paired > PAIRED:
+                of_gate[j], of_gate[TILE + j] = gate[c + gate_stride], gate[c + 2 * gate_stride]
+        if piece_s != NULL:
+            for j in range(LANES):
+                s[j], q[j] = piece_s[j], piece_q[j]
+        else:
+            additions = 0
+        rows = at
+        for j in range(planes // 8):
+            additions = add_planes(8, rows, length, k, of_gate, low, high, s, q, additions, lanes_s, lanes_q, paired, dtype, gate)
+            rows = moved(rows, 8 * at.x_step, 8 * at.dy_step, paired)
+        if planes & 4:
+            additions = add_planes(4, rows, length, k, of_gate, low, high, s, q, additions, lanes_s, lanes_q, paired, dtype, gate)
+            rows = moved(rows, 4 * at.x_step, 4 * at.dy_step, paired)
+        if planes & 2:
+            additions = add_planes(2, rows, length, k, of_gate, low, high, s, q, additions, lanes_s, lanes_q, paired, dtype, gate)
+            rows = moved(rows, 2 * at.x_step, 2 * at.dy_step, paired)
+        if planes & 1:
+            additions = add_planes(1, rows, length, k, of_gate, low, high, s, q, additions, lanes_s, lanes_q, paired, dtype, gate)
+        if piece_s != NULL:
+            for j in range(LANES):
+                piece_s[j], piece_q[j] = s[j], q[j]
+        else:
+            end_channel(s, q, additions, lanes_s, lanes_q, total_s + c, total_q + c)
+        at = moved(at, at.x_channel, at.dy_channel, paired)
+    return additions
 
 
 cdef inline void plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
@@ -926,51 +963,54 @@ cdef inline void plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
     """Sums of `width` channels of which the planes are short, one after the other: the same elements of 8 planes (at the end 4, 2, 1) are added as a
     tree, so that it is for those together, and not for each plane, that there is an end to take care of, and something to add in float64."""
     cdef wide low = <wide>job.low, high = <wide>job.high
+    cdef double lanes_s[2 * LANES]
+    cdef double lanes_q[2 * LANES]
+    cdef int narrow = narrow_source(job, paired_of(how))
+    cdef Py_ssize_t c, planes = chunk.n1 - chunk.n0, stride = coefficient_stride(job.columns)
+    cdef Source at
+    if narrow and real is float:
+        at = narrow_at(job, chunk.n0, c0, 0, paired_of(how))
+        if narrow == FLOAT16:
+            planes_sums(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
+                        total_s, total_q, how, <Half*>NULL)
+        else:
+            planes_sums(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
+                        total_s, total_q, how, <Brain*>NULL)
+    elif job.places == NULL and not (taken is Pair and job.fusion):
+        at = source(job, chunk.n0, c0, 0, planes, 1, job.inner, gate, NULL, how)
+        planes_sums(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
+                    total_s, total_q, how, <Native*>NULL)
+    else:
+        for c in range(width):
+            piece_sums(job, chunk, c0 + c, shift + c, gate + c, total_s + c, total_q + c, how)
+
+
+cdef inline void piece_sums(const Job* job, const Chunk* chunk, Py_ssize_t c, const wide* shift, const real* gate,
+                            double* total_s, double* total_q, taken* how) noexcept nogil:
+    """As plane_sums, of one channel, piece by piece of what is copied first."""
     cdef wide s[LANES]
     cdef wide q[LANES]
     cdef double lanes_s[2 * LANES]
     cdef double lanes_q[2 * LANES]
     cdef real g[8 * PIECE]
-    cdef int narrow = narrow_source(job, paired_of(how))
-    cdef bint in_place = narrow or job.places == NULL and not (taken is Pair and job.fusion)
-    cdef Py_ssize_t c, i, j, n, planes, length, filled, stride = coefficient_stride(job.columns)
+    cdef Py_ssize_t i, n = chunk.n0, rest, planes, length, additions = 0, stride = coefficient_stride(job.columns)
     cdef Source at
-    for c in range(width):
-        begin_totals(lanes_s, lanes_q, LANES, LANES, s)
-        for j in range(LANES):
-            s[j] = q[j] = 0
-        filled = 0
-        n = chunk.n0
-        while n < chunk.n1:
-            planes = chunk.n1 - n
-            if not in_place:        # 8, 4, 2 or 1, and pieces of them, of which the last is no shorter than LANES
-                planes = 8 if planes >= 8 else 4 if planes >= 4 else 2 if planes >= 2 else 1
-            i = 0
-            while i < job.inner:
-                length = job.inner - i
-                if not in_place and length > PIECE:
-                    length = PIECE if length - PIECE >= LANES else PIECE - LANES
-                if not narrow:
-                    at = source(job, n, c0 + c, i, planes, 1, length, gate + c, g, how)
-                    filled = channel_sums(at, planes, length, shift[c], gate + c, stride, low, high, s, q, filled, lanes_s, lanes_q, how,
-                                          <Native*>NULL)
-                elif real is float:
-                    at = narrow_at(job, n, c0 + c, i, paired_of(how))
-                    at.x_step, at.dy_step = job.places.of[OF_X].strides[0], job.places.of[OF_DY].strides[0]
-                    if narrow == FLOAT16:
-                        filled = channel_sums(at, planes, length, shift[c], gate + c, stride, low, high, s, q, filled, lanes_s, lanes_q, how,
-                                              <Half*>NULL)
-                    else:
-                        filled = channel_sums(at, planes, length, shift[c], gate + c, stride, low, high, s, q, filled, lanes_s, lanes_q, how,
-                                              <Brain*>NULL)
-                i += length
-            n += planes
-        flush(s, q, LANES, lanes_s, lanes_q, LANES)
-        fold(lanes_s, 1, total_s + c)
-        fold(lanes_q, 1, total_q + c)
-        if wide is double:
-            fold(lanes_s + LANES, 1, total_s + WIDEST + c)
-            fold(lanes_q + LANES, 1, total_q + WIDEST + c)
+    for i in range(LANES):
+        s[i] = q[i] = 0
+    while n < chunk.n1:
+        rest = chunk.n1 - n
+        planes = 8 if rest >= 8 else 4 if rest >= 4 else 2 if rest >= 2 else 1
+        i = 0
+        while i < job.inner:
+            length = job.inner - i
+            if length > PIECE:      # and none is shorter than LANES
+                length = PIECE if length - PIECE >= LANES else PIECE - LANES
+            at = source(job, n, c, i, planes, 1, length, gate, g, how)
+            additions = planes_sums(at, planes, length, 1, shift, gate, stride, <wide>job.low, <wide>job.high, s, q, additions, lanes_s, lanes_q,
+                                    NULL, NULL, how, <Native*>NULL)
+            i += length
+        n += planes
+    end_channel(s, q, additions, lanes_s, lanes_q, total_s, total_q)
 
 
 cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,

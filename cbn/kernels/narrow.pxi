@@ -10,11 +10,6 @@ cdef inline bint read_narrow(const Job* job, int which, int dtype) noexcept nogi
     return copied(job, which) and job.places.of[which].dtype == dtype and contiguous(job, &job.places.of[which])
 
 
-cdef inline Py_ssize_t step_of(const Job* job, const Place* place) noexcept nogil:
-    """From row to row in the column layout, from channel to channel in the row layout, in bytes."""
-    return job.fold * place.strides[0] if job.inner == 1 else place.channel_stride
-
-
 cdef inline int narrow_source(const Job* job, int paired) noexcept nogil:
     """FLOAT16 or BFLOAT16 where all that a reduction takes is of that type, and in order; otherwise 0."""
     cdef int dtype
@@ -26,6 +21,7 @@ cdef inline int narrow_source(const Job* job, int paired) noexcept nogil:
     dtype = x.dtype
     if (dtype != FLOAT16 and dtype != BFLOAT16) or not read_narrow(job, OF_X, dtype) or paired and not read_narrow(job, OF_DY, dtype):
         return 0
-    if paired == ADDED_PAIR and (not read_narrow(job, OF_RESIDUAL, dtype) or step_of(job, residual) != step_of(job, x)):
+    if paired == ADDED_PAIR and not (read_narrow(job, OF_RESIDUAL, dtype) and residual.strides[0] == x.strides[0]
+                                     and residual.channel_stride == x.channel_stride):
         return 0
     return dtype
