@@ -1133,6 +1133,7 @@ cdef inline void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t width, 
     cdef double count = 0, n, delta, share, weight, x
     cdef const double* means
     cdef const double* m2s
+    mean[0] = var[0] = 0        # for compilers that think of no chunks at all
     for k in range(job.chunks):
         chunk = chunk_of(job, k)
         n = <double>((chunk.n1 - chunk.n0) * (chunk.i1 - chunk.i0))
@@ -1277,7 +1278,7 @@ cdef inline void inverse_roots(const double* var, double eps, Py_ssize_t width, 
         invstd[j] = 1 / sqrt(var[j] + eps)
 
 
-cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
+cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
     """For `width` <= CONCLUDED channels from c0 on, from the chunks' sums to the results and to what the apply pass needs."""
     cdef double mean[CONCLUDED]
     cdef double var[CONCLUDED]
@@ -1293,6 +1294,7 @@ cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* 
     cdef real* offset = scale + stride
     cdef real* slope = offset + stride
 
+    dy_sum[0] = weight_grad[0] = 0      # for compilers that think of gradients without sums
     if job.reduction == MOMENTS:
         merge_moments(job, c0, width, mean, var, kind)
         write(&job.mean, c0, width, mean)
@@ -1340,6 +1342,16 @@ cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* 
             while c0 + j + i < stride:
                 hi[array * stride + i + j] = hi[array * stride + j]
                 i += job.channels
+
+
+cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
+    # The widths of groups of large planes are constants of the inlined loops: nothing hides what they take.
+    if width == 1:
+        conclude_channels(job, c0, 1, kind)
+    elif width == 4:
+        conclude_channels(job, c0, 4, kind)
+    else:
+        conclude_channels(job, c0, width, kind)
 
 
 cdef inline void prepare_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1, real* kind) noexcept nogil:
