@@ -70,10 +70,10 @@ static inline __attribute__((always_inline)) void prefetch_input(const void *p, 
         __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
-/* 8 KB further where the 8 rows at p are one stretch of memory, otherwise the 8 rows after them; into the first-level cache if `near`. */
+/* Where the 8 rows at p are one stretch of memory, 8 KB further, or, if `near`, into the first-level cache, 2 KB; otherwise the 8 rows after them. */
 static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width, int near)
 {
-    const char *ahead = (const char *)p + (stride == width ? 8192 : 8 * stride);
+    const char *ahead = (const char *)p + (stride != width ? 8 * stride : near ? 2048 : 8192);
     size_t row, i;
     for (row = 0; row < 8; row++, ahead += stride)
         for (i = 0; i < width; i += 64)
