@@ -1,8 +1,8 @@
 # The loops of batch normalization: the only place where elements meet arithmetic. Written once, compiled for each CPU level.
 #
 # A channel's elements are taken as a matrix of rows: in the column layout (inner == 1) a row holds neighbouring channels, in the row layout
-# (inner > 1) it holds LANES neighbouring elements of one channel; the next row is what follows these, or, where there are short planes of 8 images or
-# more, the same elements of the next image. Either way the loops below run down the rows with one independent accumulator a column, which is what
+# (inner > 1) it holds LANES neighbouring elements of one channel; the next row is what follows these, or, in chunks of 8 images or more of planes of
+# LANES to SHORT_PLANE elements, the same elements of the next image. Either way the loops below run down the rows with one independent accumulator a column, which is what
 # makes them vectorize, and what makes the results the same bits at every vector width.
 #
 # The order of every sum is fixed by the shape: 8 rows (at the end 4, 2, 1) are added as a tree, up to SEQUENCE of such trees one after another, and
@@ -62,8 +62,8 @@ cdef enum:
     BLOCK = 4096                # elements of a block of pixels that the apply pass walks tile by tile
     STREAMED = 512              # the same where it writes past the caches: rows one after the other
     REGISTERED = 8              # rows of a tile that are worth keeping its coefficients in registers
-    SHORT_PLANE = 1024          # elements of a plane that a reduction takes together with those of other images,
-    PIECE = 128                 # and what it takes of 8 planes that are copied
+    SHORT_PLANE = 1024          # the most elements of a plane that a reduction takes together with those of other images,
+    COPIED_PLANE = 128          # and of each of 8 that are copied at a time: together at most COPIED
     SMALL = 2048                # columns that the apply pass makes of small planes at a time
     RECENT = 65536              # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
     OUTPUT_AHEAD = 512          # elements from what is written to what is fetched to be written
@@ -305,18 +305,20 @@ cdef void gate_rows(const Job* job, const real* x, Py_ssize_t x_stride, const re
                     Py_ssize_t rows, Py_ssize_t width, const real* gate) noexcept nogil:
     """g = dy taken back through the activation, whose input is computed anew from x. g is neither x nor dy.
 
-    In the row layout there is one row, which is taken as rows of LANES elements. Of a width that is no multiple of LANES, the last LANES columns
-    overlap those before.
+    In the row layout, rows are taken as rows of LANES elements. Of a width that is no multiple of LANES, the last LANES columns overlap those before.
     gate : forward coefficients of the columns (row layout: of the one channel): hi, scale and offset, coefficient_stride apart.
     """
-    cdef Py_ssize_t c = 0, rest
+    cdef Py_ssize_t c = 0, row, rest = width - LANES
     if width < LANES:
         gate_columns(job, x, x_stride, dy, dy_stride, g, g_stride, rows, width, gate, job.inner == 1)
     elif job.inner > 1:
-        gate_columns(job, x, LANES, dy, LANES, g, LANES, width // LANES, LANES, gate, 0)
-        rest = width - LANES
-        if width % LANES:
-            gate_columns(job, x + rest, 0, dy + rest, 0, g + rest, 0, 1, LANES, gate, 0)
+        for row in range(rows):
+            gate_columns(job, x, LANES, dy, LANES, g, LANES, width // LANES, LANES, gate, 0)
+            if width % LANES:
+                gate_columns(job, x + rest, 0, dy + rest, 0, g + rest, 0, 1, LANES, gate, 0)
+            x += x_stride
+            dy += dy_stride
+            g += g_stride
     else:
         while c < width:
             c = min(c, width - LANES)
@@ -412,6 +414,7 @@ cdef inline Source moved(Source at, Py_ssize_t x_bytes, Py_ssize_t dy_bytes, int
 
 
 cdef inline wide kept(wide a, Py_ssize_t j, Py_ssize_t skipped) noexcept nogil:
+    """Of what was loaded for all lanes: where only some are, the others hold what a register held before, and subnormal numbers take 100 cycles."""
     return a if j >= skipped else 0
 
 
@@ -655,7 +658,7 @@ cdef inline void column_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, 
 cdef inline Source source(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t length,
                           const real* gate, real* g, taken* how) noexcept nogil:
     """Where a box of the arrays can be read; of dy behind an activation that isn't taken in registers, in g."""
-    cdef Py_ssize_t row, x_stride, dy_stride = 0
+    cdef Py_ssize_t x_stride, dy_stride = 0
     cdef const real* x = readable(job, OF_X, &job.x, n, c, i, rows, width, length, &x_stride, gate)
     cdef const real* dy = NULL
     cdef Source at
@@ -663,11 +666,7 @@ cdef inline Source source(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t
     if taken is not Alone:
         dy = readable(job, OF_DY, &job.dy, n, c, i, rows, width, length, &dy_stride, gate)
     if taken is Pair and job.fusion:
-        if job.inner == 1:
-            gate_rows(job, x, x_stride, dy, dy_stride, g, width, rows, width, gate)
-        else:
-            for row in range(rows):
-                gate_rows(job, x + row * x_stride, 0, dy + row * dy_stride, 0, g + row * width * length, 0, 1, width * length, gate)
+        gate_rows(job, x, x_stride, dy, dy_stride, g, width * length, rows, width * length, gate)
         dy = g
         dy_stride = width * length
     if taken is AddedPair:
@@ -683,41 +682,14 @@ cdef inline void end_segment(Source at, int rows, Py_ssize_t rest, const wide* s
     """Sums of the last `rows` < 8 rows of LANES elements, a constant, and of `rest` < LANES more, with lanes_s and lanes_q into s and q."""
     cdef wide of_s[LANES]
     cdef wide of_q[LANES]
-    cdef wide rest_s[LANES]
-    cdef wide rest_q[LANES]
-    cdef real x_end[LANES]
-    cdef real dy_end[LANES]
-    cdef real residual_end[LANES]
-    cdef const real* x = x_end
-    cdef const real* dy = dy_end
-    cdef const real* r = residual_end
-    cdef wide a, b
     cdef Py_ssize_t j, to_end = at.x_step // LANES * (rows * LANES + rest - LANES)
     for j in range(LANES):
         of_s[j], of_q[j] = lanes_s[j], lanes_q[j]
     accumulate(at, rows, LANES, shift, gate, low, high, of_s, of_q, False, paired, dtype, kind)
     # The last LANES elements again, those done before left out: full width, no tail loop.
-    at = moved(at, to_end, to_end, paired)
-    if dtype == NATIVE:
-        x, dy, r = <const real*>at.x, <const real*>at.dy, <const real*>at.residual
-    else:
-        widen(1, at.x, 0, LANES, dtype == BFLOAT16, x_end)
-        if paired:
-            widen(1, at.dy, 0, LANES, dtype == BFLOAT16, dy_end)
-        if paired == ADDED_PAIR:
-            widen(1, at.residual, 0, LANES, dtype == BFLOAT16, residual_end)
+    add_rows_of(1, moved(at, to_end, to_end, paired), LANES, shift, gate, low, high, of_s, of_q, LANES - rest, paired, dtype, kind)
     for j in range(LANES):
-        # Computed for all lanes: where only some are loaded, the others hold what a register held before, and subnormal numbers take 100 cycles.
-        b = <wide>x[j] - shift[j]
-        a = <wide>dy[j] if paired else b
-        b = b if j >= LANES - rest else 0
-        a = a if j >= LANES - rest else 0
-        if paired > PAIRED:
-            a = gated(a, activated(b, gate[0], gate[TILE], <wide>r[j] if paired == ADDED_PAIR else 0, paired), low, high)
-        rest_s[j], rest_q[j] = a, a * b
-    for j in range(LANES):
-        s[j] = of_s[j] + rest_s[j]
-        q[j] = of_q[j] + rest_q[j]
+        s[j], q[j] = of_s[j], of_q[j]
 
 
 cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
@@ -877,19 +849,19 @@ cdef inline void end_sequence(wide* s, wide* q, Py_ssize_t additions, double* la
 cdef inline Py_ssize_t add_planes(Py_ssize_t n, Source at, Py_ssize_t length, const wide* shift, const wide* gate, wide low, wide high, wide* s,
                                   wide* q, Py_ssize_t additions, double* lanes_s, double* lanes_q, int paired, int dtype,
                                   const real* kind) noexcept nogil:
-    """As add_rows, over `length` elements of each of n planes of a channel: element i goes to lane i % LANES, the last length % LANES ones to the last
-    lanes, where what comes before them can be read, too.
+    """As add_rows, over `length` >= LANES elements of each of n planes of a channel: element i goes to lane i % LANES, the last length % LANES ones to
+    the last lanes, where what comes before them can be read, too.
 
-    additions : what went to s and q so far, of which whole SEQUENCEs are in the float64 lanes. Returns what that is afterwards.
+    additions : how many there were; the last 1 to SEQUENCE of them are in s and q, those before in the float64 lanes. Returns what that is then.
     """
-    cdef Py_ssize_t v = 0, end, vectors = ceil_div(length, LANES), rest = length % LANES
+    cdef Py_ssize_t v = 0, end, vectors = ceil_div(length, LANES), full = length // LANES, rest = length % LANES
     cdef Py_ssize_t itemsize = <Py_ssize_t>sizeof(real) if dtype == NATIVE else 2, step = LANES * itemsize, back = (rest - LANES) * itemsize
     while v < vectors:
         if additions and additions % SEQUENCE == 0:
             end_sequence(s, q, additions, lanes_s, lanes_q)
         end = min(vectors, v + SEQUENCE - additions % SEQUENCE)
         additions += end - v
-        while v < (min(end, vectors - 1) if rest else end):
+        while v < min(end, full):       # a loop without branches: the sums stay in registers
             add_rows_of(n, at, LANES, shift, gate, low, high, s, q, 0, paired, dtype, kind)
             at = moved(at, step, step, paired)
             v += 1
@@ -914,11 +886,11 @@ cdef inline void end_channel(wide* s, wide* q, Py_ssize_t additions, double* lan
         fold(lanes_q + LANES, 1, total_q + WIDEST)
 
 
-cdef Py_ssize_t planes_sums(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate,
-                            Py_ssize_t gate_stride, wide low, wide high, wide* piece_s, wide* piece_q, Py_ssize_t additions, double* lanes_s,
-                            double* lanes_q, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
-    """Sums over `length` elements of `planes` planes of each of `width` channels into the totals, or, of pieces of one channel, with those
-    before into piece_s and piece_q, unless these are NULL. Returns the additions so far."""
+cdef Py_ssize_t channels_of_planes(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate,
+                                   Py_ssize_t gate_stride, wide low, wide high, wide* piece_s, wide* piece_q, Py_ssize_t additions, double* lanes_s,
+                                   double* lanes_q, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
+    """Sums over `length` elements of `planes` planes of each of `width` channels, into the totals. Unless piece_s is NULL: of a piece of one channel, whose
+    lanes are taken from piece_s and piece_q, and left there. Returns the additions so far. Fetching ahead gains nothing here, with 8 streams of loads."""
     cdef int paired = paired_of(how), dtype = type_of(elements)
     cdef wide k[LANES]
     cdef wide s[LANES]
@@ -968,18 +940,18 @@ cdef inline void plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
     cdef int narrow = narrow_source(job, paired_of(how))
     cdef Py_ssize_t c, planes = chunk.n1 - chunk.n0, stride = coefficient_stride(job.columns)
     cdef Source at
-    if narrow and real is float:
+    if real is float and narrow:
         at = narrow_at(job, chunk.n0, c0, 0, paired_of(how))
         if narrow == FLOAT16:
-            planes_sums(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
-                        total_s, total_q, how, <Half*>NULL)
+            channels_of_planes(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
+                               total_s, total_q, how, <Half*>NULL)
         else:
-            planes_sums(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
-                        total_s, total_q, how, <Brain*>NULL)
+            channels_of_planes(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
+                               total_s, total_q, how, <Brain*>NULL)
     elif job.places == NULL and not (taken is Pair and job.fusion):
         at = source(job, chunk.n0, c0, 0, planes, 1, job.inner, gate, NULL, how)
-        planes_sums(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
-                    total_s, total_q, how, <Native*>NULL)
+        channels_of_planes(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
+                           total_s, total_q, how, <Native*>NULL)
     else:
         for c in range(width):
             piece_sums(job, chunk, c0 + c, shift + c, gate + c, total_s + c, total_q + c, how)
@@ -987,27 +959,25 @@ cdef inline void plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, P
 
 cdef inline void piece_sums(const Job* job, const Chunk* chunk, Py_ssize_t c, const wide* shift, const real* gate,
                             double* total_s, double* total_q, taken* how) noexcept nogil:
-    """As plane_sums, of one channel, piece by piece of what is copied first."""
+    """As plane_sums, of one channel that is copied, or taken back through an activation, piece by piece first."""
     cdef wide s[LANES]
     cdef wide q[LANES]
     cdef double lanes_s[2 * LANES]
     cdef double lanes_q[2 * LANES]
-    cdef real g[8 * PIECE]
+    cdef real g[8 * (COPIED_PLANE + LANES)]
     cdef Py_ssize_t i, n = chunk.n0, rest, planes, length, additions = 0, stride = coefficient_stride(job.columns)
     cdef Source at
     for i in range(LANES):
         s[i] = q[i] = 0
     while n < chunk.n1:
         rest = chunk.n1 - n
-        planes = 8 if rest >= 8 else 4 if rest >= 4 else 2 if rest >= 2 else 1
+        planes = 8 if rest >= 8 else 4 if rest >= 4 else 2 if rest >= 2 else 1      # in this order in all pieces
         i = 0
         while i < job.inner:
-            length = job.inner - i
-            if length > PIECE:      # and none is shorter than LANES
-                length = PIECE if length - PIECE >= LANES else PIECE - LANES
+            length = COPIED_PLANE if job.inner - i >= COPIED_PLANE + LANES else job.inner - i       # never less than LANES
             at = source(job, n, c, i, planes, 1, length, gate, g, how)
-            additions = planes_sums(at, planes, length, 1, shift, gate, stride, <wide>job.low, <wide>job.high, s, q, additions, lanes_s, lanes_q,
-                                    NULL, NULL, how, <Native*>NULL)
+            additions = channels_of_planes(at, planes, length, 1, shift, gate, stride, <wide>job.low, <wide>job.high, s, q, additions, lanes_s, lanes_q,
+                                           NULL, NULL, how, <Native*>NULL)
             i += length
         n += planes
     end_channel(s, q, additions, lanes_s, lanes_q, total_s, total_q)
@@ -1345,7 +1315,7 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
 
 
 cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
-    # The widths of groups of large planes are constants of the inlined loops: nothing hides what they take.
+    # Groups of large planes (56x56 and more: 1; 28x28, forward: 4) are concluded alone. Constants of the inlined loops: 0.92 to 0.98 of a call's time.
     if width == 1:
         conclude_channels(job, c0, 1, kind)
     elif width == 4:

