@@ -11,7 +11,8 @@ from reference import check, largest
 import cbn
 
 # Sizes around those that the kernels are cut by (kernels/plan.pxd): 8 rows a tree, 16 lanes, tiles of 64 columns, groups of channels with 4096
-# elements, 8 planes of 16 to 1024 elements together, 256 rows a flush, chunks of 16384 elements or 512 rows, at most 512 columns at a time, few channels folded into whole tiles.
+# elements, 8 planes of 16 to 1024 elements together, 256 rows a flush, chunks of 16384 elements or 512 rows, at most 512 columns at a time, few
+# channels folded into whole tiles.
 ROWS = [
     ((2, 1, 2), 1), ((1, 2, 7), 1), ((7, 3, 15), 1), ((3, 16, 17), 1), ((2, 15, 4, 4), 1), ((5, 33, 3, 11), 1), ((1, 17, 31), 1),
     ((2, 63, 63), 1), ((2, 64, 8, 8), 1), ((1, 65, 5, 13), 1), ((2, 100, 7, 7), 1), ((3, 2, 2, 5, 13), 1), ((1, 130, 127), 1), ((3, 3, 129), 1),

@@ -11,7 +11,7 @@ cdef inline bint read_narrow(const Job* job, int which, int dtype) noexcept nogi
 
 
 cdef inline int narrow_source(const Job* job, int paired) noexcept nogil:
-    """FLOAT16 or BFLOAT16 where all that a reduction takes is of that type, and in order, the residual in x's; otherwise 0."""
+    """FLOAT16 or BFLOAT16 where all that a reduction takes is of that type, and in order, and the residual has x's strides; otherwise 0."""
     cdef int dtype
     cdef const Place* x
     cdef const Place* residual
