@@ -692,51 +692,94 @@ cdef inline void end_segment(Source at, int rows, Py_ssize_t rest, const wide* s
         s[j], q[j] = of_s[j], of_q[j]
 
 
-cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
-                       bint far, wide* s, wide* q, taken* how, stored* elements) noexcept nogil:
-    """Add LANES <= `length` <= FLUSH * LANES elements of each of `width` channels to the channel's LANES sums.
-
-    Element i goes to lane i % LANES; the last length % LANES ones to the last lanes.
-    """
-    cdef int paired = paired_of(how), dtype = type_of(elements)
-    cdef wide shifts[LANES]
+cdef inline void add_segment(Source at, Py_ssize_t length, const wide* shift, const wide* gate, wide low, wide high, bint far, wide* s, wide* q,
+                             int paired, int dtype, const real* kind) noexcept nogil:
+    """Add LANES <= `length` <= FLUSH * LANES elements of a channel: element i to lane i % LANES, the last length % LANES ones to the last lanes."""
     cdef wide lanes_s[LANES]
     cdef wide lanes_q[LANES]
-    cdef wide of_gate[2 * TILE]
-    cdef Py_ssize_t c, j, whole = length // (8 * LANES) * 8, rows = length // LANES - whole, rest = length % LANES
+    cdef Py_ssize_t j, whole = length // (8 * LANES) * 8, rows = length // LANES - whole, rest = length % LANES
     cdef Py_ssize_t step = LANES * (<Py_ssize_t>sizeof(real) if dtype == NATIVE else 2)
-    cdef Source of_channel
+    for j in range(LANES):
+        lanes_s[j], lanes_q[j] = s[j], q[j]
+    at.x_step = at.dy_step = step
+    if whole:
+        accumulate(at, whole, LANES, shift, gate, low, high, lanes_s, lanes_q, far, paired, dtype, kind)
+    at = moved(at, whole * step, whole * step, paired)
+    # Constants of the inlined loops: what is left keeps the sums in registers.
+    if rows == 0:
+        end_segment(at, 0, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+    elif rows == 1:
+        end_segment(at, 1, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+    elif rows == 2:
+        end_segment(at, 2, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+    elif rows == 3:
+        end_segment(at, 3, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+    elif rows == 4:
+        end_segment(at, 4, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+    elif rows == 5:
+        end_segment(at, 5, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+    elif rows == 6:
+        end_segment(at, 6, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+    else:
+        end_segment(at, 7, rest, shift, gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, kind)
+
+
+cdef inline void of_lanes(const wide* shift, const real* gate, Py_ssize_t gate_stride, wide* shifts, wide* of_gate, int paired) noexcept nogil:
+    """The shift of a channel, and what its gate takes, for each lane."""
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        shifts[j] = shift[0]
+        if paired > PAIRED:
+            of_gate[j], of_gate[TILE + j] = gate[gate_stride], gate[2 * gate_stride]
+
+
+cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
+                       bint far, wide* s, wide* q, taken* how, stored* elements) noexcept nogil:
+    """Add a segment of each of `width` channels to the channel's LANES sums."""
+    cdef int paired = paired_of(how), dtype = type_of(elements)
+    cdef wide shifts[LANES]
+    cdef wide of_gate[2 * TILE]
+    cdef Py_ssize_t c
     for c in range(width):
-        for j in range(LANES):
-            shifts[j] = shift[c]
-            if paired > PAIRED:
-                of_gate[j], of_gate[TILE + j] = gate[c + gate_stride], gate[c + 2 * gate_stride]
-        for j in range(LANES):
-            lanes_s[j], lanes_q[j] = s[j], q[j]
-        of_channel = at
-        of_channel.x_step = of_channel.dy_step = step
-        if whole:
-            accumulate(of_channel, whole, LANES, shifts, of_gate, low, high, lanes_s, lanes_q, far, paired, dtype, gate)
-        of_channel = moved(of_channel, whole * step, whole * step, paired)
-        # Constants of the inlined loops: what is left keeps the sums in registers.
-        if rows == 0:
-            end_segment(of_channel, 0, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
-        elif rows == 1:
-            end_segment(of_channel, 1, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
-        elif rows == 2:
-            end_segment(of_channel, 2, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
-        elif rows == 3:
-            end_segment(of_channel, 3, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
-        elif rows == 4:
-            end_segment(of_channel, 4, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
-        elif rows == 5:
-            end_segment(of_channel, 5, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
-        elif rows == 6:
-            end_segment(of_channel, 6, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
-        else:
-            end_segment(of_channel, 7, rest, shifts, of_gate, low, high, lanes_s, lanes_q, s, q, paired, dtype, gate)
+        of_lanes(shift + c, gate + c, gate_stride, shifts, of_gate, paired)
+        add_segment(at, length, shifts, of_gate, low, high, far, s, q, paired, dtype, gate)
         s += LANES
         q += LANES
+        at = moved(at, at.x_channel, at.dy_channel, paired)
+
+
+cdef void long_sums(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride,
+                    wide low, wide high, bint far, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
+    """Sums over `planes` planes of `length` >= FLUSH * LANES elements of each of `width` channels, in the order of row_sums: there, too, each segment is
+    added in float64 by itself, but the sums go through memory."""
+    cdef int paired = paired_of(how), dtype = type_of(elements)
+    cdef wide shifts[LANES]
+    cdef wide of_gate[2 * TILE]
+    cdef wide s[LANES]
+    cdef wide q[LANES]
+    cdef double lanes_s[2 * LANES]
+    cdef double lanes_q[2 * LANES]
+    cdef Py_ssize_t c, i, j, n, step = FLUSH * LANES * (<Py_ssize_t>sizeof(real) if dtype == NATIVE else 2), rest = length % (FLUSH * LANES)
+    cdef Source segment
+    for c in range(width):
+        of_lanes(shift + c, gate + c, gate_stride, shifts, of_gate, paired)
+        begin_totals(lanes_s, lanes_q, LANES, LANES, shift)
+        for j in range(LANES):
+            s[j] = q[j] = 0
+        for n in range(planes):
+            segment = moved(at, n * at.x_step, n * at.dy_step, paired)
+            for i in range(length // (FLUSH * LANES)):
+                add_segment(segment, FLUSH * LANES, shifts, of_gate, low, high, far, s, q, paired, dtype, gate)
+                flush(s, q, LANES, lanes_s, lanes_q, LANES)
+                segment = moved(segment, step, step, paired)
+            if rest >= LANES:
+                add_segment(segment, rest, shifts, of_gate, low, high, far, s, q, paired, dtype, gate)
+                flush(s, q, LANES, lanes_s, lanes_q, LANES)
+        fold(lanes_s, 1, total_s + c)
+        fold(lanes_q, 1, total_q + c)
+        if wide is double:
+            fold(lanes_s + LANES, 1, total_s + WIDEST + c)
+            fold(lanes_q + LANES, 1, total_q + WIDEST + c)
         at = moved(at, at.x_channel, at.dy_channel, paired)
 
 
@@ -983,6 +1026,31 @@ cdef inline void piece_sums(const Job* job, const Chunk* chunk, Py_ssize_t c, co
     end_channel(s, q, additions, lanes_s, lanes_q, total_s, total_q)
 
 
+cdef inline bint long_planes(const Job* job, Py_ssize_t length, taken* how) noexcept nogil:
+    """Whether long_sums takes segments of planes of this length where they are."""
+    cdef Py_ssize_t rest = length % (FLUSH * LANES)
+    cdef bint in_place = narrow_source(job, paired_of(how)) or job.places == NULL and not (taken is Pair and job.fusion)
+    return in_place and length >= FLUSH * LANES and (rest == 0 or rest >= LANES)
+
+
+cdef inline void long_plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
+                                 double* total_s, double* total_q, taken* how) noexcept nogil:
+    """As row_sums, where long_planes."""
+    cdef wide low = <wide>job.low, high = <wide>job.high
+    cdef int narrow = narrow_source(job, paired_of(how))
+    cdef Py_ssize_t planes = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0, stride = coefficient_stride(job.columns)
+    cdef Source at
+    if real is float and narrow:
+        at = narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how))
+        if narrow == FLOAT16:
+            long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, <Half*>NULL)
+        else:
+            long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, <Brain*>NULL)
+    else:
+        at = source(job, chunk.n0, c0, chunk.i0, planes, 1, length, gate, NULL, how)
+        long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, <Native*>NULL)
+
+
 cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                      double* total_s, double* total_q, const real* kind, taken* how) noexcept nogil:
     """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE). Of the totals' 2 x WIDEST elements,
@@ -993,6 +1061,8 @@ cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize
         column_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
     elif LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8:
         plane_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
+    elif long_planes(job, chunk.i1 - chunk.i0, how):
+        long_plane_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
     else:
         row_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
     if wide is double:
@@ -1103,7 +1173,8 @@ cdef inline void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t width, 
     cdef double count = 0, n, delta, share, weight, x
     cdef const double* means
     cdef const double* m2s
-    mean[0] = var[0] = 0        # for compilers that think of no chunks at all
+    for j in range(width):
+        mean[j] = var[j] = 0        # for compilers that think of no chunks at all
     for k in range(job.chunks):
         chunk = chunk_of(job, k)
         n = <double>((chunk.n1 - chunk.n0) * (chunk.i1 - chunk.i0))
@@ -1315,11 +1386,19 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
 
 
 cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
-    # Groups of large planes (56x56 and more: 1; 28x28, forward: 4) are concluded alone. Constants of the inlined loops: training 0.90 to 0.98 of the time.
-    if width == 1:
+    # The sizes of groups (share_work), as constants of the inlined loops: 0.90 to 0.98 of a call's time within the caches.
+    if real is float and width == 1:
         conclude_channels(job, c0, 1, kind)
-    elif width == 4:
+    elif real is float and width == 2:
+        conclude_channels(job, c0, 2, kind)
+    elif real is float and width == 4:
         conclude_channels(job, c0, 4, kind)
+    elif real is float and width == 8:
+        conclude_channels(job, c0, 8, kind)
+    elif real is float and width == 16:
+        conclude_channels(job, c0, 16, kind)
+    elif real is float and width == 32:
+        conclude_channels(job, c0, 32, kind)
     else:
         conclude_channels(job, c0, width, kind)
 
