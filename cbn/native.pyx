@@ -12,6 +12,7 @@ from .kernels.table cimport (ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADI
 from .threads cimport Loan, begin, borrow, give_back, worth_team
 
 cdef extern from "working_memory.h" nogil:
+    int LINE_BYTES
     char* take_memory(size_t bytes)
     void give_memory_back(char* memory)
 
@@ -47,6 +48,15 @@ cdef bint reads_where_it_writes(const Job* job) noexcept nogil:
     return at[OF_Y] == at[OF_X] or at[OF_Y] == at[OF_DY] or at[OF_Y] == at[OF_RESIDUAL]
 
 
+cdef Job* apart(const Job* job, char* memory) noexcept nogil:
+    """A copy of the job in working memory: what other threads read on the caller's stack, it waits for when it writes there again."""
+    cdef Py_ssize_t i
+    cdef int64_t* words = <int64_t*>(memory + (LINE_BYTES - <size_t>memory % LINE_BYTES))
+    for i in range(<Py_ssize_t>(sizeof(Job) // sizeof(int64_t))):       # stores that can be read at once, which those of `rep movs` can't
+        words[i] = (<const int64_t*>job)[i]
+    return <Job*>words
+
+
 cdef bint execute(Job* job, int budget) noexcept nogil:
     """Run a job that is complete but for its share_work and memory, on up to `budget` threads.
 
@@ -68,7 +78,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     if job.places != NULL:
         copies = job.threads * ARRAYS * COPIED * itemsize + 64
     begin(&loan)
-    memory = take_memory(partials + coefficients + copies)
+    memory = take_memory(partials + coefficients + copies + LINE_BYTES + sizeof(Job))
     if memory != NULL:
         job.partials = <double*>memory
         job.copies = memory + partials + coefficients
@@ -76,7 +86,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
         job.coefficients = memory + partials
         if loan.threads > 1:
             job.serial_seconds = &loan.serial_seconds
-        dispatch.table.run(job)
+        dispatch.table.run(job if loan.threads == 1 else apart(job, memory + partials + coefficients + copies))
         give_memory_back(memory)
     give_back(&loan)
     return memory != NULL

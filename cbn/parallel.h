@@ -101,9 +101,8 @@ static void leave_team(void *owner)
 }
 
 /* Whether the calling thread may have a team of n now. */
-static int may_have_team(int n)
+static int may_have_team(int n, double now)
 {
-    double now = seconds();
     int i, mine = -1, granted = 0;
     pthread_mutex_lock(&teams_lock);
     for (i = 0; i < TEAMS; i++)
@@ -130,9 +129,8 @@ static int may_have_team(int n)
 }
 
 /* The share of `budget` threads that a call which now begins may have. */
-static int share_among_calls(int budget)
+static int share_among_calls(int budget, double now)
 {
-    double now = seconds();
     int together;
     pthread_mutex_lock(&teams_lock);
     calls++;
@@ -151,10 +149,11 @@ static int share_among_calls(int budget)
 /* The threads for a call that is worth n of them: all or, where calls would be using more than `budget` together, one; fewer where calls meet. */
 static int borrow_threads(int n, int budget)
 {
-    int share = share_among_calls(budget), together;
+    double now = seconds();
+    int share = share_among_calls(budget, now), together;
     n = n < share ? n : share;
     together = __atomic_add_fetch(&computing, n, __ATOMIC_RELAXED);
-    if (n > 1 && (together > budget || !may_have_team(n))) {
+    if (n > 1 && (together > budget || !may_have_team(n, now))) {
         __atomic_sub_fetch(&computing, n - 1, __ATOMIC_RELAXED);
         return 1;
     }

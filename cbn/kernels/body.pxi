@@ -10,7 +10,7 @@
 # latter additions round off is summed, too, and added at the end.
 
 from cpython.pycapsule cimport PyCapsule_New
-from cython.parallel cimport parallel, prange, threadid
+from cython.parallel cimport parallel, threadid
 from libc.float cimport DBL_MAX
 from libc.math cimport fabs, sqrt, sqrtf
 from libc.string cimport memcpy, memset
@@ -783,6 +783,53 @@ cdef void long_sums(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t 
         at = moved(at, at.x_channel, at.dy_channel, paired)
 
 
+cdef inline void segments_of(int rows, Source at, Py_ssize_t whole, Py_ssize_t rest, Py_ssize_t width, const wide* shift, const real* gate,
+                             Py_ssize_t gate_stride, wide low, wide high, bint far, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
+    """single_sums of `whole` rows, a multiple of 8, and `rows` < 8 more, and `rest` elements."""
+    cdef int paired = paired_of(how), dtype = type_of(elements)
+    cdef Py_ssize_t c, j, step = LANES * (<Py_ssize_t>sizeof(real) if dtype == NATIVE else 2)
+    cdef wide shifts[LANES]
+    cdef wide of_gate[2 * TILE]
+    cdef wide s[LANES]
+    cdef wide q[LANES]
+    cdef Source segment
+    for c in range(width):
+        of_lanes(shift + c, gate + c, gate_stride, shifts, of_gate, paired)
+        for j in range(LANES):
+            s[j] = q[j] = 0
+        segment = at
+        segment.x_step = segment.dy_step = step
+        if whole:
+            accumulate(segment, whole, LANES, shifts, of_gate, low, high, s, q, far, paired, dtype, gate)
+        end_segment(moved(segment, whole * step, whole * step, paired), rows, rest, shifts, of_gate, low, high, s, q, s, q, paired, dtype, gate)
+        fold(s, 1, total_s + c)
+        fold(q, 1, total_q + c)
+        at = moved(at, at.x_channel, at.dy_channel, paired)
+
+
+cdef void single_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
+                      bint far, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
+    """Sums over one segment of each of `width` channels, into the totals."""
+    cdef Py_ssize_t whole = length // (8 * LANES) * 8, rows = length // LANES - whole, rest = length % LANES
+    # A constant of the loop over channels, out of which compilers don't take the decision.
+    if rows == 0:
+        segments_of(0, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+    elif rows == 1:
+        segments_of(1, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+    elif rows == 2:
+        segments_of(2, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+    elif rows == 3:
+        segments_of(3, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+    elif rows == 4:
+        segments_of(4, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+    elif rows == 5:
+        segments_of(5, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+    elif rows == 6:
+        segments_of(6, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+    else:
+        segments_of(7, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
+
+
 cdef void short_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
                      wide* s, wide* q, taken* how) noexcept nogil:
     """As segment_sums, of less than LANES elements: the first lanes'."""
@@ -973,31 +1020,37 @@ cdef Py_ssize_t channels_of_planes(Source at, Py_ssize_t planes, Py_ssize_t leng
     return additions
 
 
-cdef inline void plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
-                            double* total_s, double* total_q, taken* how) noexcept nogil:
-    """Sums of `width` channels of which the planes are short, one after the other: the same elements of 8 planes (at the end 4, 2, 1) are added as a
-    tree, so that it is for those together, and not for each plane, that there is an end to take care of, and something to add in float64."""
+cdef inline bint in_place(const Job* job, const Chunk* chunk, const wide* shift, const real* gate, taken* how) noexcept nogil:
+    """Whether a reduction takes a channel's elements where they are, and keeps its sums in registers from the first one to the last. Not what is rare
+    (exact_moments of float32), nor one segment of float64 elements: each is a lot of code."""
+    cdef Py_ssize_t length = chunk.i1 - chunk.i0, rest = length % (FLUSH * LANES)
+    if job.places != NULL and not narrow_source(job, paired_of(how)) or taken is Pair and job.fusion:
+        return False
+    return short_planes(job, chunk) or sizeof(real) == sizeof(wide) and length >= FLUSH * LANES and (rest == 0 or rest >= LANES) or (
+        wide is float and chunk.n1 - chunk.n0 == 1 and LANES <= length < FLUSH * LANES)
+
+
+cdef inline void sums_in_place(const Job* job, const Chunk* chunk, Source at, Py_ssize_t width, const wide* shift, const real* gate, double* total_s,
+                               double* total_q, taken* how, stored* elements) noexcept nogil:
+    """Sums of `width` channels, one after the other, from `at` on."""
     cdef wide low = <wide>job.low, high = <wide>job.high
     cdef double lanes_s[2 * LANES]
     cdef double lanes_q[2 * LANES]
-    cdef int narrow = narrow_source(job, paired_of(how))
-    cdef Py_ssize_t c, planes = chunk.n1 - chunk.n0, stride = coefficient_stride(job.columns)
-    cdef Source at
-    if real is float and narrow:
-        at = narrow_at(job, chunk.n0, c0, 0, paired_of(how))
-        if narrow == FLOAT16:
-            channels_of_planes(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
-                               total_s, total_q, how, <Half*>NULL)
-        else:
-            channels_of_planes(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
-                               total_s, total_q, how, <Brain*>NULL)
-    elif job.places == NULL and not (taken is Pair and job.fusion):
-        at = source(job, chunk.n0, c0, 0, planes, 1, job.inner, gate, NULL, how)
-        channels_of_planes(at, planes, job.inner, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q,
-                           total_s, total_q, how, <Native*>NULL)
-    else:
-        for c in range(width):
-            piece_sums(job, chunk, c0 + c, shift + c, gate + c, total_s + c, total_q + c, how)
+    cdef Py_ssize_t planes = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0, stride = coefficient_stride(job.columns)
+    if real is double and stored is not Native:
+        return                      # there are none
+    elif short_planes(job, chunk):
+        channels_of_planes(at, planes, length, width, shift, gate, stride, low, high, NULL, NULL, 0, lanes_s, lanes_q, total_s, total_q, how, elements)
+    elif wide is float and real is float and length < FLUSH * LANES:
+        single_sums(at, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, elements)
+    elif real is wide:
+        long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, elements)
+
+
+cdef inline bint short_planes(const Job* job, const Chunk* chunk) noexcept nogil:
+    """Whether the same elements of 8 planes (at the end 4, 2, 1) are added as a tree, so that it is for those together, and not for each plane, that
+    there is an end to take care of, and something to add in float64."""
+    return LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8
 
 
 cdef inline void piece_sums(const Job* job, const Chunk* chunk, Py_ssize_t c, const wide* shift, const real* gate,
@@ -1026,45 +1079,30 @@ cdef inline void piece_sums(const Job* job, const Chunk* chunk, Py_ssize_t c, co
     end_channel(s, q, additions, lanes_s, lanes_q, total_s, total_q)
 
 
-cdef inline bint long_planes(const Job* job, Py_ssize_t length, taken* how) noexcept nogil:
-    """Whether long_sums takes segments of planes of this length where they are."""
-    cdef Py_ssize_t rest = length % (FLUSH * LANES)
-    cdef bint in_place = narrow_source(job, paired_of(how)) or job.places == NULL and not (taken is Pair and job.fusion)
-    return in_place and length >= FLUSH * LANES and (rest == 0 or rest >= LANES)
-
-
-cdef inline void long_plane_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift, const real* gate,
-                                 double* total_s, double* total_q, taken* how) noexcept nogil:
-    """As row_sums, where long_planes."""
-    cdef wide low = <wide>job.low, high = <wide>job.high
-    cdef int narrow = narrow_source(job, paired_of(how))
-    cdef Py_ssize_t planes = chunk.n1 - chunk.n0, length = chunk.i1 - chunk.i0, stride = coefficient_stride(job.columns)
-    cdef Source at
-    if real is float and narrow:
-        at = narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how))
-        if narrow == FLOAT16:
-            long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, <Half*>NULL)
-        else:
-            long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, <Brain*>NULL)
-    else:
-        at = source(job, chunk.n0, c0, chunk.i0, planes, 1, length, gate, NULL, how)
-        long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, <Native*>NULL)
-
-
 cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize_t width, const wide* shift,
                      double* total_s, double* total_q, const real* kind, taken* how) noexcept nogil:
     """Sums over a chunk for `width` <= WIDEST columns from c0 on (in the row layout, <= TILE). Of the totals' 2 x WIDEST elements,
     the second half is, of float64 elements, what the first ones lose by rounding."""
     cdef Py_ssize_t j
+    cdef int narrow = narrow_source(job, paired_of(how))
+    cdef const real* gate = gates(job, c0, kind)
+    cdef Source at
     begin_totals(total_s, total_q, width, WIDEST, shift)
     if job.inner == 1:
-        column_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
-    elif LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8:
-        plane_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
-    elif long_planes(job, chunk.i1 - chunk.i0, how):
-        long_plane_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
+        column_sums(job, chunk, c0, width, shift, gate, total_s, total_q, how)
+    elif in_place(job, chunk, shift, gate, how):
+        if real is float and narrow == FLOAT16:
+            sums_in_place(job, chunk, narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how)), width, shift, gate, total_s, total_q, how, <Half*>NULL)
+        elif real is float and narrow == BFLOAT16:
+            sums_in_place(job, chunk, narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how)), width, shift, gate, total_s, total_q, how, <Brain*>NULL)
+        else:
+            at = source(job, chunk.n0, c0, chunk.i0, chunk.n1 - chunk.n0, 1, chunk.i1 - chunk.i0, gate, NULL, how)
+            sums_in_place(job, chunk, at, width, shift, gate, total_s, total_q, how, <Native*>NULL)
+    elif short_planes(job, chunk):
+        for j in range(width):
+            piece_sums(job, chunk, c0 + j, shift + j, gate + j, total_s + j, total_q + j, how)
     else:
-        row_sums(job, chunk, c0, width, shift, gates(job, c0, kind), total_s, total_q, how)
+        row_sums(job, chunk, c0, width, shift, gate, total_s, total_q, how)
     if wide is double:
         for j in range(width):
             total_s[j] = restored(total_s[j], total_s[WIDEST + j])
@@ -1329,7 +1367,7 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
     cdef double weight_grad[CONCLUDED]
     cdef double bias[CONCLUDED]
     cdef double count = <double>job.outer * job.inner, each = 1 / count, lost
-    cdef Py_ssize_t i, j, array, stride = coefficient_stride(job.columns)
+    cdef Py_ssize_t i, j, array, around, stride = coefficient_stride(job.columns)
     cdef real* hi = <real*>job.coefficients + c0
     cdef real* scale = hi + stride
     cdef real* offset = scale + stride
@@ -1377,12 +1415,17 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
         for i in range(1, job.fold):
             for j in range(width):
                 hi[array * stride + i * job.channels + j] = hi[array * stride + j]
-        # The first ones once more after the last, for rows that begin later.
-        for j in range(min(width, AROUND - c0)):
-            i = job.columns
-            while c0 + j + i < stride:
-                hi[array * stride + i + j] = hi[array * stride + j]
-                i += job.channels
+        # In the column layout, the first ones once more after the last, for rows that begin later.
+        around = min(width, AROUND - c0) if job.inner == 1 else 0
+        if job.channels >= AROUND:
+            for j in range(around):
+                hi[array * stride + job.columns + j] = hi[array * stride + j]
+        else:
+            for j in range(around):
+                i = job.columns
+                while c0 + j + i < stride:
+                    hi[array * stride + i + j] = hi[array * stride + j]
+                    i += job.channels
 
 
 cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
@@ -1986,12 +2029,19 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
 
 cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
     """What one thread of a team does of all the phases; the team waits for all its threads between them."""
-    cdef Py_ssize_t window, i, windows = ceil_div(job.columns, job.window)
-    cdef bint at_once = job.chunks == 1 and job.fold == 1 and windows == 1
-    cdef int phase = PREPARE if job.reduction == GRADIENTS and job.fusion else REDUCE, first = BEFORE_APPLY if at_once else phase
+    cdef Py_ssize_t window, i, windows = 1
+    cdef int phase, first, last
+    if job.by_channel or not job.reduction:
+        first = last = CHANNELS if job.by_channel else ALONE
+    else:
+        windows = ceil_div(job.columns, job.window)
+        first = PREPARE if job.reduction == GRADIENTS and job.fusion else REDUCE
+        if job.chunks == 1 and job.fold == 1 and windows == 1:
+            first = BEFORE_APPLY
+        last = APPLY if job.apply else CONCLUDE
     for window in range(windows):
         phase = first
-        while phase <= (APPLY if job.apply else CONCLUDE):
+        while phase <= last:
             if window > 0 or phase > first:
                 team_barrier()
             i = thread
@@ -2002,17 +2052,10 @@ cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
 
 
 cdef void run(const Job* job) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef int phase = CHANNELS if job.by_channel else ALONE
-    if job.by_channel or not job.reduction:
-        if job.threads == 1:
-            share(job, phase, 0, 0)
-        else:
-            for i in prange(job.threads, num_threads=job.threads, schedule="static", chunksize=1):
-                share(job, phase, 0, i)
-    elif job.threads == 1:
+    if job.threads == 1:
         walk_phases(job, 0)
     else:
+        # No prange: the thread of the last iteration writes its variable to the caller's stack, and waiting for that line takes the caller 0.3 us.
         with parallel(num_threads=job.threads):
             walk_phases(job, threadid())
 
