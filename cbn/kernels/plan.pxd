@@ -96,8 +96,9 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
             groups_of(job, 0, job.columns), threads)
     else:
         # As many channels side by side as leave room in the first-level cache for what is written: that makes vectors of what there is one of for each.
+        # Of many images, less: the group's planes are to stay in the second-level cache.
         job.group = TILE // 2
-        while job.group > 1 and job.group * job.inner > (2048 if job.reduction == GRADIENTS else 4096):
+        while job.group > 1 and job.group * job.inner > (3200 if job.rows <= 8 else 2048) * (1 if job.reduction == GRADIENTS else 2):
             job.group //= 2
         if not job.reduction:
             job.group = max(job.group, ceil_div(ceil_div(job.columns, threads), LANES) * LANES)
