@@ -3,6 +3,7 @@
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN, nextafter, nextafterf
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
 
 from . cimport dispatch
 from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
@@ -50,11 +51,11 @@ cdef bint reads_where_it_writes(const Job* job) noexcept nogil:
 
 cdef Job* apart(const Job* job, char* memory) noexcept nogil:
     """A copy of the job in working memory: what other threads read on the caller's stack, it waits for when it writes there again."""
-    cdef Py_ssize_t i
-    cdef int64_t* words = <int64_t*>(memory + (LINE_BYTES - <size_t>memory % LINE_BYTES))
-    for i in range(<Py_ssize_t>(sizeof(Job) // sizeof(int64_t))):       # stores that can be read at once, which those of `rep movs` can't
-        words[i] = (<const int64_t*>job)[i]
-    return <Job*>words
+    cdef size_t i
+    memory += LINE_BYTES - <size_t>memory % LINE_BYTES
+    for i in range(0, sizeof(Job), 8):      # stores from which one can load at once, other than from those of `rep movs`
+        memcpy(memory + i, <const char*>job + i, 8)
+    return <Job*>memory
 
 
 cdef bint execute(Job* job, int budget) noexcept nogil:

@@ -58,7 +58,10 @@ VIEWS = {
     "sub-class": lambda a: a.view(SubClass),
     "list": lambda a: a.tolist(),
 }
-SHAPES = [((3, 5, 4, 7), 1), ((15, 3, 10, 14), 1), ((2, 65, 3, 3), 1), ((9, 10, 7, 3), -1), ((3, 4, 17, 1), 2), ((20, 7, 1, 1), 1), ((1, 70, 1, 1), 1)]
+SHAPES = [
+    ((3, 5, 4, 7), 1), ((1, 5, 9, 11), 1), ((15, 3, 10, 14), 1), ((2, 65, 3, 3), 1), ((9, 10, 7, 3), -1), ((3, 4, 17, 1), 2), ((20, 7, 1, 1), 1),
+    ((1, 70, 1, 1), 1),
+]  # fmt: skip
 
 
 def run(x, dy, axis, out=None):
@@ -119,6 +122,27 @@ def test_views_to_write(view, shape, axis, threads):
     y = VIEWS[view](x)  # in place
     assert cbn.batch_norm(y, *PARAMETERS[:, : shape[axis]], axis=axis, out=y) is y
     np.testing.assert_array_equal(y, exact[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("images", [1, 3])
+def test_planes_of_any_length(images, dtype, isa):
+    """The same bits where they are as where they are copied piece by piece."""
+    rng = np.random.default_rng(21)
+    weight, bias = rng.standard_normal((2, 3)).astype(np.float32)
+    whole = [16 * rows + rest for rows in (*range(1, 10), 15, 63) for rest in (0, 1, 15)]
+    for length in (*whole, 1023, 1024, 1025, 1040, 1041, 2048, 3136, 5000):
+        arrays = (rng.standard_normal((3, images, 3, length)) + 2).astype(dtype)
+        spaced_out = np.repeat(arrays, 2, -1)[..., ::2]
+        results = []
+        for x, dy, residual in (arrays, spaced_out):
+            y, stats = cbn.batch_norm_train(x, weight, bias)
+            plain = cbn.batch_norm_backward(dy, x, stats, weight, bias)
+            gated = cbn.batch_norm_backward(dy, x, stats, weight, bias, activation="relu")
+            added = cbn.batch_norm_backward(dy, x, stats, weight, bias, activation="relu", residual=residual)
+            results.append((y, *stats[1:], *plain, *gated, *added, added.residual))
+        for a, b in zip(*results, strict=True):
+            np.testing.assert_array_equal(a, b, strict=True)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

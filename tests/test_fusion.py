@@ -19,7 +19,7 @@ ACTIVATIONS = {
 }
 # Both layouts; whole tiles and lanes, and not; few channels folded, with a tail; planes and rows longer than what is done at a time.
 LAYOUTS = [
-    ((3, 5, 7), 1), ((2, 64, 9, 9), 1), ((3, 7, 57), 1), ((15, 3, 140), 1), ((1030, 3), 1), ((9, 7, 100), -1), ((1, 2, 5001), 1), ((60, 1500), 1),
+    ((3, 5, 7), 1), ((2, 64, 9, 9), 1), ((3, 7, 57), 1), ((1, 9, 197), 1), ((15, 3, 140), 1), ((1030, 3), 1), ((9, 7, 100), -1), ((1, 2, 5001), 1), ((60, 1500), 1),
     ((4, 3, 5, 6), 2),
 ]  # fmt: skip
 

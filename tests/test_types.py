@@ -25,6 +25,7 @@ def off_by_one(a):
 
 LAYOUTS = {
     "N,C,H,W": ((3, 5, 9, 7), 1, np.array),
+    "N,C,H,W, one image": ((1, 5, 9, 27), 1, np.array),
     "N,C,H,W, many images": ((15, 3, 10, 14), 1, np.array),
     "N,C,H,W, large images": ((2, 3, 70, 90), 1, np.array),
     "N,H,W,C": ((3, 9, 7, 66), -1, np.array),

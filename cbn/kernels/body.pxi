@@ -1020,14 +1020,25 @@ cdef Py_ssize_t channels_of_planes(Source at, Py_ssize_t planes, Py_ssize_t leng
     return additions
 
 
+cdef inline bint short_planes(const Job* job, const Chunk* chunk) noexcept nogil:
+    """Whether the same elements of 8 planes (at the end 4, 2, 1) are added as a tree, so that it is for those together, and not for each plane, that
+    there is an end to take care of, and something to add in float64."""
+    return LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8
+
+
 cdef inline bint in_place(const Job* job, const Chunk* chunk, const wide* shift, const real* gate, taken* how) noexcept nogil:
-    """Whether a reduction takes a channel's elements where they are, and keeps its sums in registers from the first one to the last. Not what is rare
-    (exact_moments of float32), nor one segment of float64 elements: each is a lot of code."""
+    """Whether a reduction takes a channel's elements where they are, and keeps its sums in registers from the first one to the last."""
     cdef Py_ssize_t length = chunk.i1 - chunk.i0, rest = length % (FLUSH * LANES)
     if job.places != NULL and not narrow_source(job, paired_of(how)) or taken is Pair and job.fusion:
         return False
-    return short_planes(job, chunk) or sizeof(real) == sizeof(wide) and length >= FLUSH * LANES and (rest == 0 or rest >= LANES) or (
-        wide is float and chunk.n1 - chunk.n0 == 1 and LANES <= length < FLUSH * LANES)
+    elif short_planes(job, chunk):
+        return True
+    elif real is not wide:          # exact_moments, which is rare
+        return False
+    elif length >= FLUSH * LANES:
+        return rest == 0 or rest >= LANES
+    else:
+        return wide is float and chunk.n1 - chunk.n0 == 1 and length >= LANES       # for float64 not worth so much code
 
 
 cdef inline void sums_in_place(const Job* job, const Chunk* chunk, Source at, Py_ssize_t width, const wide* shift, const real* gate, double* total_s,
@@ -1045,12 +1056,6 @@ cdef inline void sums_in_place(const Job* job, const Chunk* chunk, Source at, Py
         single_sums(at, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, elements)
     elif real is wide:
         long_sums(at, planes, length, width, shift, gate, stride, low, high, job.far, total_s, total_q, how, elements)
-
-
-cdef inline bint short_planes(const Job* job, const Chunk* chunk) noexcept nogil:
-    """Whether the same elements of 8 planes (at the end 4, 2, 1) are added as a tree, so that it is for those together, and not for each plane, that
-    there is an end to take care of, and something to add in float64."""
-    return LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8
 
 
 cdef inline void piece_sums(const Job* job, const Chunk* chunk, Py_ssize_t c, const wide* shift, const real* gate,
