@@ -50,10 +50,11 @@ cdef bint reads_where_it_writes(const Job* job) noexcept nogil:
 
 
 cdef Job* apart(const Job* job, char* memory) noexcept nogil:
-    """A copy of the job in working memory: what other threads read on the caller's stack, it waits for when it writes there again."""
+    """A copy of the job in working memory, from the next cache line on: what other threads read on the caller's stack, the caller waits for when it
+    writes there again."""
     cdef size_t i
     memory += LINE_BYTES - <size_t>memory % LINE_BYTES
-    for i in range(0, sizeof(Job), 8):      # stores from which one can load at once, other than from those of `rep movs`
+    for i in range(0, sizeof(Job), 8):      # word by word: what `rep movs` writes can't be loaded at once
         memcpy(memory + i, <const char*>job + i, 8)
     return <Job*>memory
 

@@ -131,7 +131,7 @@ def test_planes_of_any_length(images, dtype, isa):
     rng = np.random.default_rng(21)
     weight, bias = rng.standard_normal((2, 3)).astype(np.float32)
     whole = [16 * rows + rest for rows in (*range(1, 10), 15, 63) for rest in (0, 1, 15)]
-    for length in (*whole, 1023, 1024, 1025, 1040, 1041, 2048, 3136, 5000):
+    for length in (*whole, 1023, 1024, 1025, 1040, 1041, 2048, 3136, 5000, 20_005):
         arrays = (rng.standard_normal((3, images, 3, length)) + 2).astype(dtype)
         spaced_out = np.repeat(arrays, 2, -1)[..., ::2]
         results = []

@@ -289,6 +289,16 @@ def test_in_a_prange(built):
     same((y, cbn.batch_norm(x, mean, var)))
 
 
+def test_training_in_a_prange(built):
+    """Of uneven numbers of batches: none waits for the other thread's."""
+    x = normal((9, 40, 20), np.float32)
+    mean, var, y = np.empty((9, 20)), np.empty((9, 20)), np.empty_like(x)
+    assert built.from_cython.batches_in_parallel(x, mean, var, y) == 0
+    for n in range(9):
+        expected, stats = cbn.batch_norm_train(x[n])
+        same((y[n], expected), (mean[n], stats.mean), (var[n], stats.var))
+
+
 def test_in_a_parallel_numba_loop():
     numba = pytest.importorskip("numba")
     native = function_type("inference", ctypes.c_ssize_t)(address("inference"))

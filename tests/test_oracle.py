@@ -10,8 +10,8 @@ from reference import check, largest
 
 import cbn
 
-# Sizes around those that the kernels are cut by (kernels/plan.pxd): 8 rows a tree, 16 lanes, tiles of 64 columns, groups of channels with 4096
-# elements, 8 planes of 16 to 1024 elements together, 256 rows a flush, chunks of 16384 elements or 512 rows, at most 512 columns at a time, few
+# Sizes around those that the kernels are cut by (kernels/plan.pxd): 8 rows a tree, 16 lanes, tiles of 64 columns, groups of channels with 2048 to
+# 6400 elements, 8 planes of 16 to 1024 elements together, 64 rows a flush, chunks of 16384 elements or 256 rows, at most 512 columns at a time, few
 # channels folded into whole tiles.
 ROWS = [
     ((2, 1, 2), 1), ((1, 2, 7), 1), ((7, 3, 15), 1), ((3, 16, 17), 1), ((2, 15, 4, 4), 1), ((5, 33, 3, 11), 1), ((1, 17, 31), 1),

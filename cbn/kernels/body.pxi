@@ -750,8 +750,8 @@ cdef void segment_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wid
 
 cdef void long_sums(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride,
                     wide low, wide high, bint far, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
-    """Sums over `planes` planes of `length` >= FLUSH * LANES elements of each of `width` channels, in the order of row_sums: there, too, each segment is
-    added in float64 by itself, but the sums go through memory."""
+    """Sums over `planes` planes of `length` >= FLUSH * LANES elements of each of `width` channels, into the totals, in the order of row_sums: there, too,
+    each segment is added in float64 by itself. What is left after whole segments is none or at least LANES elements."""
     cdef int paired = paired_of(how), dtype = type_of(elements)
     cdef wide shifts[LANES]
     cdef wide of_gate[2 * TILE]
@@ -772,7 +772,7 @@ cdef void long_sums(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t 
                 add_segment(segment, FLUSH * LANES, shifts, of_gate, low, high, far, s, q, paired, dtype, gate)
                 flush(s, q, LANES, lanes_s, lanes_q, LANES)
                 segment = moved(segment, step, step, paired)
-            if rest >= LANES:
+            if rest:
                 add_segment(segment, rest, shifts, of_gate, low, high, far, s, q, paired, dtype, gate)
                 flush(s, q, LANES, lanes_s, lanes_q, LANES)
         fold(lanes_s, 1, total_s + c)
@@ -785,7 +785,7 @@ cdef void long_sums(Source at, Py_ssize_t planes, Py_ssize_t length, Py_ssize_t 
 
 cdef inline void segments_of(int rows, Source at, Py_ssize_t whole, Py_ssize_t rest, Py_ssize_t width, const wide* shift, const real* gate,
                              Py_ssize_t gate_stride, wide low, wide high, bint far, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
-    """single_sums of `whole` rows, a multiple of 8, and `rows` < 8 more, and `rest` elements."""
+    """single_sums of `whole` rows, a multiple of 8, `rows` < 8 more, a constant, and `rest` elements."""
     cdef int paired = paired_of(how), dtype = type_of(elements)
     cdef Py_ssize_t c, j, step = LANES * (<Py_ssize_t>sizeof(real) if dtype == NATIVE else 2)
     cdef wide shifts[LANES]
@@ -809,9 +809,9 @@ cdef inline void segments_of(int rows, Source at, Py_ssize_t whole, Py_ssize_t r
 
 cdef void single_sums(Source at, Py_ssize_t length, Py_ssize_t width, const wide* shift, const real* gate, Py_ssize_t gate_stride, wide low, wide high,
                       bint far, double* total_s, double* total_q, taken* how, stored* elements) noexcept nogil:
-    """Sums over one segment of each of `width` channels, into the totals."""
+    """Sums over one segment of each of `width` channels, into the totals: those of long_sums, sooner where segments are short."""
     cdef Py_ssize_t whole = length // (8 * LANES) * 8, rows = length // LANES - whole, rest = length % LANES
-    # A constant of the loop over channels, out of which compilers don't take the decision.
+    # Decided here, as compilers decide anew for each channel.
     if rows == 0:
         segments_of(0, at, whole, rest, width, shift, gate, gate_stride, low, high, far, total_s, total_q, how, elements)
     elif rows == 1:
@@ -989,11 +989,9 @@ cdef Py_ssize_t channels_of_planes(Source at, Py_ssize_t planes, Py_ssize_t leng
     cdef Py_ssize_t c, j
     cdef Source rows
     for c in range(width):
+        of_lanes(shift + c, gate + c, gate_stride, k, of_gate, paired)
         for j in range(LANES):
-            k[j] = shift[c]
-            s[j], q[j] = 0, 0
-            if paired > PAIRED:
-                of_gate[j], of_gate[TILE + j] = gate[c + gate_stride], gate[c + 2 * gate_stride]
+            s[j] = q[j] = 0
         if piece_s != NULL:
             for j in range(LANES):
                 s[j], q[j] = piece_s[j], piece_q[j]
@@ -1026,10 +1024,10 @@ cdef inline bint short_planes(const Job* job, const Chunk* chunk) noexcept nogil
     return LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8
 
 
-cdef inline bint in_place(const Job* job, const Chunk* chunk, const wide* shift, const real* gate, taken* how) noexcept nogil:
-    """Whether a reduction takes a channel's elements where they are, and keeps its sums in registers from the first one to the last."""
+cdef inline bint by_channel(const Job* job, const Chunk* chunk, int narrow, const wide* shift, const real* gate, taken* how) noexcept nogil:
+    """Whether there are loops that reduce one channel after the other, all of its elements where they are."""
     cdef Py_ssize_t length = chunk.i1 - chunk.i0, rest = length % (FLUSH * LANES)
-    if job.places != NULL and not narrow_source(job, paired_of(how)) or taken is Pair and job.fusion:
+    if job.places != NULL and not narrow or taken is Pair and job.fusion:
         return False
     elif short_planes(job, chunk):
         return True
@@ -1041,7 +1039,7 @@ cdef inline bint in_place(const Job* job, const Chunk* chunk, const wide* shift,
         return wide is float and chunk.n1 - chunk.n0 == 1 and length >= LANES       # for float64 not worth so much code
 
 
-cdef inline void sums_in_place(const Job* job, const Chunk* chunk, Source at, Py_ssize_t width, const wide* shift, const real* gate, double* total_s,
+cdef inline void channel_sums(const Job* job, const Chunk* chunk, Source at, Py_ssize_t width, const wide* shift, const real* gate, double* total_s,
                                double* total_q, taken* how, stored* elements) noexcept nogil:
     """Sums of `width` channels, one after the other, from `at` on."""
     cdef wide low = <wide>job.low, high = <wide>job.high
@@ -1060,7 +1058,7 @@ cdef inline void sums_in_place(const Job* job, const Chunk* chunk, Source at, Py
 
 cdef inline void piece_sums(const Job* job, const Chunk* chunk, Py_ssize_t c, const wide* shift, const real* gate,
                             double* total_s, double* total_q, taken* how) noexcept nogil:
-    """As plane_sums, of one channel that is copied, or taken back through an activation, piece by piece first."""
+    """Sums of one channel, of short_planes, that is copied, or taken back through an activation, piece by piece first."""
     cdef wide s[LANES]
     cdef wide q[LANES]
     cdef double lanes_s[2 * LANES]
@@ -1095,14 +1093,16 @@ cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize
     begin_totals(total_s, total_q, width, WIDEST, shift)
     if job.inner == 1:
         column_sums(job, chunk, c0, width, shift, gate, total_s, total_q, how)
-    elif in_place(job, chunk, shift, gate, how):
+    elif by_channel(job, chunk, narrow, shift, gate, how):
         if real is float and narrow == FLOAT16:
-            sums_in_place(job, chunk, narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how)), width, shift, gate, total_s, total_q, how, <Half*>NULL)
+            at = narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how))
+            channel_sums(job, chunk, at, width, shift, gate, total_s, total_q, how, <Half*>NULL)
         elif real is float and narrow == BFLOAT16:
-            sums_in_place(job, chunk, narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how)), width, shift, gate, total_s, total_q, how, <Brain*>NULL)
+            at = narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how))
+            channel_sums(job, chunk, at, width, shift, gate, total_s, total_q, how, <Brain*>NULL)
         else:
             at = source(job, chunk.n0, c0, chunk.i0, chunk.n1 - chunk.n0, 1, chunk.i1 - chunk.i0, gate, NULL, how)
-            sums_in_place(job, chunk, at, width, shift, gate, total_s, total_q, how, <Native*>NULL)
+            channel_sums(job, chunk, at, width, shift, gate, total_s, total_q, how, <Native*>NULL)
     elif short_planes(job, chunk):
         for j in range(width):
             piece_sums(job, chunk, c0 + j, shift + j, gate + j, total_s + j, total_q + j, how)
@@ -1372,7 +1372,7 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
     cdef double weight_grad[CONCLUDED]
     cdef double bias[CONCLUDED]
     cdef double count = <double>job.outer * job.inner, each = 1 / count, lost
-    cdef Py_ssize_t i, j, array, around, stride = coefficient_stride(job.columns)
+    cdef Py_ssize_t i, j, array, stride = coefficient_stride(job.columns)
     cdef real* hi = <real*>job.coefficients + c0
     cdef real* scale = hi + stride
     cdef real* offset = scale + stride
@@ -1421,20 +1421,16 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
             for j in range(width):
                 hi[array * stride + i * job.channels + j] = hi[array * stride + j]
         # In the column layout, the first ones once more after the last, for rows that begin later.
-        around = min(width, AROUND - c0) if job.inner == 1 else 0
-        if job.channels >= AROUND:
-            for j in range(around):
-                hi[array * stride + job.columns + j] = hi[array * stride + j]
-        else:
-            for j in range(around):
-                i = job.columns
-                while c0 + j + i < stride:
-                    hi[array * stride + i + j] = hi[array * stride + j]
-                    i += job.channels
+        i = job.columns
+        while job.inner == 1 and c0 + i < stride:
+            for j in range(min(width, stride - i - c0)):
+                hi[array * stride + i + j] = hi[array * stride + j]
+            i += job.channels
 
 
 cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
-    # The sizes of groups (share_work), as constants of the inlined loops: 0.90 to 0.98 of a call's time within the caches.
+    # The sizes of groups (share_work), as constants of the inlined loops: 0.9 to 1.0 of a call's time within the caches, for 12 KB of code each, which
+    # float64 does without.
     if real is float and width == 1:
         conclude_channels(job, c0, 1, kind)
     elif real is float and width == 2:
@@ -2047,7 +2043,7 @@ cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
     for window in range(windows):
         phase = first
         while phase <= last:
-            if window > 0 or phase > first:
+            if job.threads > 1 and (window > 0 or phase > first):       # of one thread, it would be that of a region around the call
                 team_barrier()
             i = thread
             while i < job.threads:

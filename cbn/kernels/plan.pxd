@@ -18,7 +18,7 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef inline Py_ssize_t coefficient_stride(Py_ssize_t columns) noexcept nogil:
-    """From one array of coefficients to the next: the first AROUND columns' stand there once more, for rows that begin later."""
+    """From one array of coefficients to the next: in the column layout, the first AROUND columns' stand there once more, for rows that begin later."""
     return columns + AROUND
 
 
@@ -78,7 +78,7 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     Each thread takes groups of channels from reduction to apply (by_channel), or all threads together take a window of channels at a time: one
     group where that is more than the cache of one core holds, otherwise all of them.
     """
-    cdef Py_ssize_t planes, groups, bytes_of
+    cdef Py_ssize_t planes, groups, room, bytes_of
     job.head = 0
     job.threads = threads
     job.stream = stream
@@ -96,10 +96,13 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
             groups_of(job, 0, job.columns), threads)
     else:
         # As many channels side by side as leave room in the first-level cache for what is written: that makes vectors of what there is one of for each.
-        # Of many images, less: the group's planes are to stay in the second-level cache.
         job.group = TILE // 2
-        while job.group > 1 and job.group * job.inner > (3200 if job.rows <= 8 else 2048) * (1 if job.reduction == GRADIENTS else 2):
+        room = 2048 if job.reduction == GRADIENTS else 4096
+        while job.group > 1 and job.group * job.inner > room:
             job.group //= 2
+        # Of few images twice as many, where that is not much more than there is room for: more would drive images out of the second-level cache.
+        if job.rows <= 8 and job.group < TILE // 2 and job.group * job.inner <= room * 4 // 5 and balanced(ceil_div(job.columns, 2 * job.group), threads):
+            job.group *= 2
         if not job.reduction:
             job.group = max(job.group, ceil_div(ceil_div(job.columns, threads), LANES) * LANES)
         groups = ceil_div(job.columns, job.group)

@@ -124,7 +124,7 @@ ctypedef struct Job:
 
     # Working memory, given by the caller.
     double* partials            # (chunks, 2, columns)
-    void* coefficients          # (COEFFICIENTS + GATES, coefficient_stride) of the element type; without a reduction, for each thread
+    void* coefficients          # (COEFFICIENTS + GATES, coefficient_stride) of the element type; without a reduction, or by_channel, for each thread
     void* copies                # with places: (ARRAYS, COPIED) for each thread
 
 ctypedef struct Table:

@@ -35,6 +35,16 @@ def backward(int dtype, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner,
     return status
 
 
+def batches_in_parallel(const float[:, :, ::1] x, double[:, ::1] mean, double[:, ::1] var, float[:, :, ::1] y):
+    """Training on each of some batches (N, C) in a prange of two threads; returns how many failed."""
+    cdef Py_ssize_t n
+    cdef int failed = 0
+    for n in prange(x.shape[0], nogil=True, num_threads=2):
+        failed += cbn_training(CBN_FLOAT32, x.shape[1], x.shape[2], 1, <void*>&x[n, 0, 0], NULL, &y[n, 0, 0], CBN_FLOAT32, NULL, NULL, NULL, NULL,
+                               &mean[n, 0], &var[n, 0], 0.1, 1e-5, CBN_NONE, 0, 0, 0) != CBN_OK
+    return failed
+
+
 def samples_in_parallel(const float[:, :, ::1] x, const float[::1] mean, const float[::1] var, float[:, :, ::1] y):
     """Inference on each sample in a prange of two threads; returns how many failed."""
     cdef Py_ssize_t n
