@@ -1024,7 +1024,7 @@ cdef inline bint short_planes(const Job* job, const Chunk* chunk) noexcept nogil
     return LANES <= job.inner <= SHORT_PLANE and chunk.n1 - chunk.n0 >= 8
 
 
-cdef inline bint by_channel(const Job* job, const Chunk* chunk, int narrow, const wide* shift, const real* gate, taken* how) noexcept nogil:
+cdef inline bint one_by_one(const Job* job, const Chunk* chunk, int narrow, const wide* shift, const real* gate, taken* how) noexcept nogil:
     """Whether there are loops that reduce one channel after the other, all of its elements where they are."""
     cdef Py_ssize_t length = chunk.i1 - chunk.i0, rest = length % (FLUSH * LANES)
     if job.places != NULL and not narrow or taken is Pair and job.fusion:
@@ -1093,7 +1093,7 @@ cdef void chunk_sums(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_ssize
     begin_totals(total_s, total_q, width, WIDEST, shift)
     if job.inner == 1:
         column_sums(job, chunk, c0, width, shift, gate, total_s, total_q, how)
-    elif by_channel(job, chunk, narrow, shift, gate, how):
+    elif one_by_one(job, chunk, narrow, shift, gate, how):
         if real is float and narrow == FLOAT16:
             at = narrow_at(job, chunk.n0, c0, chunk.i0, paired_of(how))
             channel_sums(job, chunk, at, width, shift, gate, total_s, total_q, how, <Half*>NULL)
