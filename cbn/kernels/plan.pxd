@@ -100,7 +100,7 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
         room = 2048 if job.reduction == GRADIENTS else 4096
         while job.group > 1 and job.group * job.inner > room:
             job.group //= 2
-        # Of few images twice as many, where that is not much more than there is room for: more would drive images out of the second-level cache.
+        # Of few images twice as many, if that is not much more and threads share them evenly; of many, they would take too much of the second-level cache.
         if job.rows <= 8 and job.group < TILE // 2 and job.group * job.inner <= room * 4 // 5 and balanced(ceil_div(job.columns, 2 * job.group), threads):
             job.group *= 2
         if not job.reduction:
