@@ -69,7 +69,7 @@ def extension(name, flags=()):
         include_dirs=[numpy.get_include(), "cbn", "cbn/kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
         extra_compile_args=list(flags),
-        depends=["cbn/checks.pxi", "cbn/views.pxi", *glob.glob("cbn/kernels/*.pxi"), *glob.glob("cbn/kernels/*.h")],
+        depends=glob.glob("cbn/kernels/*.h") + glob.glob("cbn/kernels/*.pxi" if name.startswith("cbn.kernels") else "cbn/*.pxi"),
     )
 
 
