@@ -4,6 +4,24 @@ cdef str where(cnp.ndarray x, int axis):
     return f"[x has shape {np.shape(x)}, axis={axis}]"
 
 
+cdef str shown(object value):
+    """What came, for an error: its repr, or no more than its type where that is long or fails."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = ""
+    return text if 0 < len(text) <= 500 else f"an object of type {type(value).__name__}"
+
+
+cdef bint flag(object value, str name) except -1:
+    """True or False and nothing that is merely truthy: 1e-5 in the place of a flag was meant for another argument."""
+    if value is True or value is False:
+        return value is True
+    if not isinstance(value, np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+    return bool(value)
+
+
 cdef bint means_more(object a):
     """Whether an array says more than its elements: a mask, or that its product is that of matrices."""
     return isinstance(a, (np.ma.MaskedArray, np.matrix))
@@ -18,14 +36,43 @@ cdef cnp.ndarray as_array(object a, str name):
         raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
     try:
         # DLPack only where there is nothing else: what it hands over is often read-only and says nothing of gradients.
-        array = np.from_dlpack(a) if hasattr(a, "__dlpack__") and not hasattr(a, "__array__") else np.asarray(a)
+        if is_torch_bfloat16(a):
+            array = of_torch_bfloat16(a)
+        else:
+            array = np.from_dlpack(a) if hasattr(a, "__dlpack__") and not hasattr(a, "__array__") else np.asarray(a)
     except MemoryError:
         raise
     except Exception as error:      # the object's own, which says what to do: of a tensor that requires gradients, or is on another device
-        raise TypeError(f"{name}: expected an array, got {type(a).__name__}, which NumPy cannot read: {error}") from error
+        raise TypeError(f"{name}: expected an array, got {type(a).__name__}, which NumPy cannot read: {error_text(error)}") from error
+    if means_more(array):
+        raise TypeError(f"{name}: expected a plain NumPy array, got {type(array).__name__}, whose meaning would be lost")
     if cnp.PyArray_NDIM(array) == 0 and cnp.PyArray_TYPE(array) == cnp.NPY_OBJECT:     # no array to NumPy: None, a sparse matrix, a set
         raise TypeError(f"{name}: expected an array, got {'None' if a is None else type(a).__name__}")
     return array
+
+
+cdef str error_text(object error):
+    try:
+        return str(error)
+    except Exception:
+        return type(error).__name__
+
+
+cdef bint is_torch_bfloat16(object a):
+    """Whether it is a PyTorch tensor of bfloat16, which PyTorch hands over to NumPy in no way of its own."""
+    return not isinstance(a, (list, tuple)) and str(getattr(a, "dtype", "")) == "torch.bfloat16"
+
+
+cdef object of_torch_bfloat16(object a):
+    """The same memory, as ml_dtypes' bfloat16; without that package, a copy in float32, which holds the same values."""
+    if a.requires_grad:
+        return np.asarray(a)        # PyTorch's own refusal, which says what to do
+    bits = np.asarray(a.view(sys.modules["torch"].int16)).view(np.uint16)
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(bfloat16)
 
 
 cdef cnp.ndarray as_elements(object a, str name):
@@ -54,34 +101,46 @@ cdef int channel_axis(cnp.ndarray x, object axis) except -1:
     cdef int rank = cnp.PyArray_NDIM(x)
     if rank < 2:
         raise ValueError(f"x: expected at least 2 dimensions, one of them the channels, got shape {np.shape(x)}")
-    try:
-        index = None if isinstance(axis, bool) else operator.index(axis)
-    except TypeError:
-        index = None
-    if index is None:
-        raise TypeError(f"axis: expected an integer, got {axis!r}")
+    index = integer(axis, "axis")
     if not -rank <= index < rank:
-        raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {axis}")
+        raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {shown(axis)}")
     a = index
     return <int>(a + rank if a < 0 else a)
 
 
-cdef double real_number(object value, str name) except? -1:
-    if type(value) is not float and (not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_))):
-        raise TypeError(f"{name}: expected a real number, got {value!r}")
+cdef object integer(object value, str name):
     try:
-        return value
+        return operator.index(None if isinstance(value, (bool, np.bool_)) else value)
+    except Exception:
+        raise TypeError(f"{name}: expected an integer, got {shown(value)}") from None
+
+
+cdef double real_number(object value, str name) except? -1:
+    """A number, or an array of shape () of one."""
+    number = value
+    try:
+        if type(value) is float:
+            return value
+        if not isinstance(value, numbers.Real) and hasattr(value, "__array__"):
+            array = as_array(value, name)
+            if array.ndim == 0 and (array.dtype.kind in "fiu" or is_bfloat16(array)):
+                number = array.astype(np.float64)[()]
+        if isinstance(number, numbers.Real) and not isinstance(number, (bool, np.bool_)):
+            return float(number)
     except OverflowError:       # an integer beyond all floats
-        return INFINITY if value > 0 else -INFINITY
+        return INFINITY if number > 0 else -INFINITY
+    except Exception:
+        pass
+    raise TypeError(f"{name}: expected a real number, got {shown(value)}")
 
 
 cdef double checked_eps(object eps, bint training) except? -1:
     """> 0 in training, >= 0 otherwise."""
     cdef double number = real_number(eps, "eps")
     if training and not 0 < number <= DBL_MAX:
-        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+        raise ValueError(f"batch_norm eps must be positive during training, but got {shown(eps)}")
     if not 0 <= number <= DBL_MAX:
-        raise ValueError(f"batch_norm eps must be non-negative and finite, but got {eps}")
+        raise ValueError(f"batch_norm eps must be non-negative and finite, but got {shown(eps)}")
     return number
 
 
@@ -92,7 +151,7 @@ cdef double checked_momentum(object momentum) except? -1:
                         "batches: pass 1 / count")
     number = real_number(momentum, "momentum")
     if not 0 <= number <= 1:
-        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+        raise ValueError(f"momentum: expected a number in [0, 1], got {shown(momentum)}")
     return number
 
 
@@ -107,46 +166,66 @@ cdef cnp.ndarray parameter(Vector* vector, object a, str name, Py_ssize_t channe
     cdef cnp.ndarray array
     if a is None:
         return None
-    array = as_array(a, name)
-    if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
-        raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
-                         f"got {np.shape(array)} {where(x, axis)}")
+    array = per_channel(as_array(a, name), name, channels, x, axis)
     if not usable(array):
         if array.dtype.kind not in "fiu" and not is_bfloat16(array):
             raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
         # A conversion of float32 would follow the caller's floating-point mode; a copy doesn't.
-        array = array.astype(np.float32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 else np.float64)
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32 else np.float64)
     see(vector, array)
     return array
 
 
-cdef int check_non_negative(const Vector* vector, Py_ssize_t channels, str name) except -1:
+cdef cnp.ndarray needed(Vector* vector, object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis):
+    """As parameter, of what must not be None."""
+    if a is None:
+        raise TypeError(f"{name}: expected an array of shape ({channels},), got None")
+    return parameter(vector, a, name, channels, x, axis)
+
+
+cdef cnp.ndarray per_channel(cnp.ndarray a, str name, Py_ssize_t channels, cnp.ndarray x, int axis):
+    """`a` in the shape (channels,): itself, or the row of an array of shape (1, channels)."""
+    cdef int rank = cnp.PyArray_NDIM(a)
+    if rank == 1 and cnp.PyArray_DIM(a, 0) == channels:
+        return a
+    if rank == 2 and cnp.PyArray_DIM(a, 0) == 1 and cnp.PyArray_DIM(a, 1) == channels:
+        return a[0]
+    if cnp.PyArray_SIZE(a) == channels:
+        raise ValueError(f"{name}: expected shape ({channels},), got {np.shape(a)} {where(x, axis)}")
+    raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(a)}: expected shape ({channels},), "
+                     f"got {np.shape(a)} {where(x, axis)}")
+
+
+cdef int check_variance(const Vector* vector, Py_ssize_t channels, str name, double eps) except -1:
+    """Rounding makes variances slightly negative, also in checkpoints; where var + eps is positive, that is as good as 0."""
     cdef Py_ssize_t c
     cdef double value
+    found = None
     if not any_negative(vector, channels):
         return 0
     for c in range(channels):
         value = (<const float*>vector.data)[c * vector.stride] if vector.dtype == FLOAT32 else (<const double*>vector.data)[c * vector.stride]
-        if value < 0:
-            raise ValueError(f"{name}: expected non-negative values, got {value} for channel {c}")
+        if value < 0 and not value + eps > 0:
+            raise ValueError(f"{name}: expected non-negative values, got {value} for channel {c} [eps={eps}]")
+        if value < 0 and found is None:
+            found = f"{name}: expected non-negative values, got {value} for channel {c}; computing with var + eps, which is positive"
+    warn(found)
     return 0
 
 
-cdef int check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
-    """A running statistic that is to be updated in place."""
+cdef cnp.ndarray check_running(object a, str name, Py_ssize_t channels, cnp.ndarray x, int axis):
+    """A running statistic that is to be updated in place, as an array of shape (channels,) of the same memory."""
     cdef cnp.ndarray array
     if type(a) is not cnp.ndarray and (not isinstance(a, cnp.ndarray) or means_more(a)):
         raise TypeError(f"{name}: expected a NumPy array, which training updates in place, got {type(a).__name__}")
-    array = a
-    if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != channels:
-        raise ValueError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(array)}: expected shape ({channels},), "
-                         f"got {np.shape(array)} {where(x, axis)}")
+    array = per_channel(a if type(a) is cnp.ndarray else np.asarray(a), name, channels, x, axis)
     if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32 and cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT64:
         raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
     if not PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: expected a writeable array, which training updates in place, got a read-only one")
     check_own_places(array, name)
-    return 0
+    return array
 
 
 cdef int check_own_places(cnp.ndarray a, str name) except -1:
@@ -227,19 +306,23 @@ cdef void bounds(cnp.ndarray a, char** low, char** high) noexcept:
     high[0] += cnp.PyArray_ITEMSIZE(a)
 
 
+cdef bint share_elements(cnp.ndarray a, cnp.ndarray b):
+    """Whether two arrays share memory: of elements, not only of the ranges that they lie in."""
+    if not bounds_overlap(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10000)
+    except Exception:               # too hard to decide: NumPy raises TooHardError, whose place differs between its versions
+        return True
+
+
 cdef int check_overlap(cnp.ndarray out, str out_name, object a, str name, bint in_place) except -1:
     """`out`, which will be written, must not overlap `a`, which is read; where in_place, it may be exactly `a`."""
     cdef cnp.ndarray array
     if a is None:
         return 0
     array = a if isinstance(a, cnp.ndarray) else as_array(a, name)     # a tensor may be the memory of `out`
-    if not bounds_overlap(out, array) or in_place and same_memory(out, array):
-        return 0
-    try:
-        shared = np.shares_memory(out, array, max_work=10000)
-    except Exception:               # too hard to decide: NumPy raises TooHardError, whose place differs between its versions
-        shared = True
-    if shared:
+    if not (in_place and same_memory(out, array)) and share_elements(out, array):
         raise ValueError(f"{out_name}: expected memory of its own{' or exactly that of ' + name if in_place else ''}, "
                          f"got an array that overlaps {name}")
     return 0
@@ -279,10 +362,10 @@ cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x,
         which, alpha = CBN_LEAKY_RELU, real_number(numbers[0], "activation: slope")
     else:
         raise ValueError("activation: expected None, 'relu', 'relu6', ('clip', low, high), ('leaky_relu', slope) or 'hard_swish', "
-                         f"got {activation!r}")
+                         f"got {shown(activation)}")
     if not set_activation(job, which, alpha, beta, backward):
         expected = "('clip', low, high) with low <= high" if which == CBN_CLIP else "a finite slope"
-        raise ValueError(f"activation: expected {expected}, got {activation!r}")
+        raise ValueError(f"activation: expected {expected}, got {shown(activation)}")
     return 0
 
 

@@ -43,7 +43,7 @@ def set_isa(name):
     Raises ValueError where the name is unknown, not built, or more than this machine can run.
     """
     global table, _current
-    if name not in isa_available():
+    if not isinstance(name, str) or name not in isa_available():
         raise ValueError(f"CPU level: expected one of {', '.join(isa_available())} (built here and supported by this CPU), got {name!r}")
     table = <Table*>PyCapsule_GetPointer(importlib.import_module(f"cbn.kernels.{name}").capsule, "cbn.kernels.Table")
     _current = name
@@ -57,9 +57,13 @@ def get_stream_bytes():
 def set_stream_bytes(size):
     """Write outputs past the caches where a call's arrays are together larger than `size` bytes; results don't depend on it."""
     global stream_bytes
-    if not float(size) >= 0:
+    try:
+        number = float(size)
+    except Exception:
+        number = -1.0
+    if not number >= 0:
         raise ValueError(f"size: expected a number of bytes >= 0, got {size!r}")
-    stream_bytes = float(size)
+    stream_bytes = number
 
 
 def _usable_cache():
@@ -72,6 +76,8 @@ def _usable_cache():
 
 
 def _start():
+    if not isa_available():     # which boundscheck=False below would not notice
+        raise ImportError("cbn: expected compiled kernels, found none: this folder is a checkout that was not built")
     for name, set_it, default in (("CBN_STREAM_BYTES", set_stream_bytes, _usable_cache), ("CBN_ISA", set_isa, lambda: isa_available()[0])):
         setting = os.environ.get(name)
         try:

@@ -1,11 +1,12 @@
 """Folding: a batch normalization at inference is one multiply-add per channel, which a convolution or linear layer beside it can take over."""
 
-import numbers
 from typing import NamedTuple
 
 import numpy as np
 
+from .functional import array_of, checked_flag, checked_integer, checked_number, show
 from .layers import BatchNorm
+from .warning import warn
 
 DEPTHWISE = "tensorflow_depthwise"
 
@@ -32,7 +33,7 @@ def fold_conv(weight, bias, bn, *, order="torch", groups=1, transposed=False, be
     bn before it:  weight' = weight * scale[in],  bias' = bias + sum(weight * shift[in]), shift = bn.bias - running_mean * scale
     where scale = bn.weight / sqrt(running_var + eps), all in float64 and rounded once.
 
-    weight : array of float16, float32 or float64, with a kernel of 1 to 3 dimensions and its axes as `order` says:
+    weight : array or nested lists, of float16, bfloat16, float32 or float64, with a kernel of 1 to 3 dimensions and its axes as `order` says:
         "torch"                 (out, in/groups, *kernel); transposed: (in, out/groups, *kernel)
         "tensorflow"            (*kernel, in/groups, out); transposed: (*kernel, out, in), without groups
         "tensorflow_depthwise"  (*kernel, in, multiplier)
@@ -45,18 +46,17 @@ def fold_conv(weight, bias, bn, *, order="torch", groups=1, transposed=False, be
     Raises TypeError or ValueError that names the argument; ValueError with before=True where no bias does what shift does: the convolution is
     transposed or pads with zeros, and shift is not 0. Jacob et al. 2018 (CVPR), section 3.2.
     """
-    _check_layer(weight, order, ("torch", "tensorflow", DEPTHWISE))
+    weight = _checked_layer(weight, order, ("torch", "tensorflow", DEPTHWISE))
+    transposed, before, groups = checked_flag(transposed, "transposed"), checked_flag(before, "before"), checked_integer(groups, "groups")
     if not 3 <= weight.ndim <= 5:
         raise ValueError(f"weight: expected 3 to 5 dimensions, of which the kernel has 1 to 3, got shape {weight.shape}")
-    where = f"[weight has shape {weight.shape}, order={order!r}, groups={groups}, transposed={bool(transposed)}]"
-    if isinstance(groups, (bool, np.bool_)) or not hasattr(groups, "__index__"):
-        raise TypeError(f"groups: expected an integer, got {groups!r}")
+    where = f"[weight has shape {weight.shape}, order={order!r}, groups={groups}, transposed={transposed}]"
     if groups != 1 and (order == DEPTHWISE or order == "tensorflow" and transposed):
         raise ValueError(f"groups: expected 1, as such a layer has no such argument, got {groups} {where}")
     if transposed and order == DEPTHWISE:
         raise ValueError(f"transposed: expected False, as no depthwise layer is, got {transposed} {where}")
     kernel = weight.shape[2:] if order == "torch" else weight.shape[:-2]
-    return _fold(weight, bias, bn, order, groups.__index__(), transposed, before, _obstacle(transposed, padding, kernel) if before else None, where)
+    return _fold(weight, bias, bn, order, groups, transposed, before, _obstacle(transposed, padding, kernel) if before else None, where)
 
 
 def fold_linear(weight, bias, bn, *, order="torch", before=False):
@@ -64,14 +64,19 @@ def fold_linear(weight, bias, bn, *, order="torch", before=False):
 
     As fold_conv, for weight of shape (out, in) with order="torch", or (in, out) with order="tensorflow".
     """
-    _check_layer(weight, order, ("torch", "tensorflow"))
+    weight, before = _checked_layer(weight, order, ("torch", "tensorflow")), checked_flag(before, "before")
     if weight.ndim != 2:
         raise ValueError(f"weight: expected 2 dimensions, got shape {weight.shape}")
     return _fold(weight, bias, bn, order, 1, False, before, None, f"[weight has shape {weight.shape}, order={order!r}]")
 
 
 def _fold(weight, bias, bn, order, groups, transposed, before, obstacle, where):
-    """The folding itself. obstacle : why a shift before the layer cannot be folded, or None."""
+    """The folding itself, in which what overflows is infinity and a warning. obstacle : why a shift before the layer cannot be folded, or None."""
+    with np.errstate(all="warn"):
+        return _folded(weight, bias, bn, order, groups, transposed, before, obstacle, where)
+
+
+def _folded(weight, bias, bn, order, groups, transposed, before, obstacle, where):
     folded = weight.astype(np.float64, order="C", subok=False)
     w__giok = _by_group(folded, order, groups, transposed, where)
     g, i, o, *kernel = w__giok.shape
@@ -109,7 +114,7 @@ def _by_group(weight, order, groups, transposed, where):
 def _inference(bn, channels, where):
     """scale, mean and bias, float64 arrays of shape (channels,): at inference bn is (x - mean) * scale + bias."""
     if isinstance(bn, BatchNorm):
-        bn = (bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
+        bn = bn._at_inference()
     if not isinstance(bn, tuple):
         raise TypeError(f"bn: expected a cbn.BatchNorm layer or a tuple (running_mean, running_var, weight, bias, eps), got {type(bn).__name__}")
     if len(bn) != 5:
@@ -117,19 +122,22 @@ def _inference(bn, channels, where):
     mean, var, weight, bias, eps = bn
     if mean is None or var is None:
         raise ValueError("bn: expected running statistics, got None for them: such a layer normalizes by each batch, which no weight can")
-    if not isinstance(eps, numbers.Real) or isinstance(eps, (bool, np.bool_)):
-        raise TypeError(f"bn.eps: expected a real number, got {eps!r}")
-    if not 0 <= eps < np.inf:
-        raise ValueError(f"bn.eps: batch_norm eps must be non-negative and finite, but got {eps}")
+    try:
+        eps = float(checked_number(eps, "eps"))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"bn.eps: {str(error).removeprefix('eps: ')}") from None
     mean = _vector(mean, "bn.running_mean", channels, where)
     var = _vector(var, "bn.running_var", channels, where)
     weight = np.ones(channels) if weight is None else _vector(weight, "bn.weight", channels, where)
     bias = np.zeros(channels) if bias is None else _vector(bias, "bn.bias", channels, where)
+    for bad, expected in ((var < 0) & ~(var + eps > 0), "non-negative values"), (var + eps == 0, "running_var + eps > 0"):
+        if bad.any():
+            c = int(np.flatnonzero(bad)[0])
+            raise ValueError(f"bn.running_var: expected {expected}, got {var[c]} for channel {c} [eps={eps}]")
     if (var < 0).any():
-        raise ValueError(f"bn.running_var: expected non-negative values, got {var[var < 0][0]}")
-    if (var + float(eps) == 0).any():
-        raise ValueError("bn.running_var: expected running_var + eps > 0, got 0")
-    return weight / np.sqrt(var + float(eps)), mean, bias
+        c = int(np.flatnonzero(var < 0)[0])
+        warn(f"bn.running_var: expected non-negative values, got {var[c]} for channel {c}; computing with var + eps, which is positive")
+    return weight / np.sqrt(var + eps), mean, bias
 
 
 def _obstacle(transposed, padding, kernel):
@@ -141,17 +149,18 @@ def _obstacle(transposed, padding, kernel):
         raise TypeError("padding: expected that of the convolution, which decides whether a bn before it can be folded, got None")
     if isinstance(padding, str):
         if padding not in ("valid", "same", "causal"):
-            raise ValueError(f"padding: expected 'valid', 'same', 'causal' or numbers of zeros, got {padding!r}")
+            raise ValueError(f"padding: expected 'valid', 'same', 'causal' or numbers of zeros, got {show(padding)}")
         padded = padding != "valid" and max(kernel) > 1
     else:
         try:
-            zeros = np.asarray(padding)
-        except ValueError:          # sequences of different lengths
-            raise ValueError(f"padding: expected an integer or a sequence of them, got {padding!r}") from None
+            zeros = array_of(padding, "padding")
+        except TypeError as error:
+            ragged = isinstance(error.__cause__, ValueError)          # sequences of different lengths
+            raise (ValueError if ragged else TypeError)(f"padding: expected an integer or a sequence of them, got {show(padding)}") from None
         if zeros.dtype.kind not in "iu":
-            raise TypeError(f"padding: expected an integer or a sequence of them, got {padding!r}")
+            raise TypeError(f"padding: expected an integer or a sequence of them, got {show(padding)}")
         if (zeros < 0).any():
-            raise ValueError(f"padding: expected numbers of zeros >= 0, got {padding!r}")
+            raise ValueError(f"padding: expected numbers of zeros >= 0, got {show(padding)}")
         padded = zeros.any()
     if padded:
         return (f"before: expected a bn whose shift, bias - running_mean * scale, is 0 in all channels, or a convolution without padding, got "
@@ -160,25 +169,20 @@ def _obstacle(transposed, padding, kernel):
     return None
 
 
-def _check_layer(weight, order, orders):
-    _check_array(weight, "weight")
-    if weight.dtype.type not in (np.float16, np.float32, np.float64):
-        raise TypeError(f"weight: expected an array of float16, float32 or float64, got {weight.dtype}")
-    if order not in orders:
-        raise ValueError(f"order: expected {' or '.join(map(repr, orders))}, got {order!r}")
-
-
-def _check_array(a, name):
-    if not isinstance(a, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(a).__name__}")
-    if isinstance(a, (np.ma.MaskedArray, np.matrix)):
-        raise TypeError(f"{name}: expected a plain NumPy array, got {type(a).__name__}, whose meaning would be lost")
+def _checked_layer(weight, order, orders):
+    weight = array_of(weight, "weight")
+    if weight.dtype.type not in (np.float16, np.float32, np.float64) and weight.dtype.name != "bfloat16":
+        raise TypeError(f"weight: expected an array of float16, bfloat16, float32 or float64, got {weight.dtype}")
+    if not isinstance(order, str) or order not in orders:
+        raise ValueError(f"order: expected {' or '.join(map(repr, orders))}, got {show(order)}")
+    return weight
 
 
 def _vector(a, name, channels, where):
-    _check_array(a, name)
-    if a.dtype.kind not in "fiu":
+    """A parameter of shape (channels,) or (1, channels) as a float64 array of shape (channels,)."""
+    a = array_of(a, name)
+    if a.dtype.kind not in "fiu" and a.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected an array of real numbers, got {a.dtype}")
-    if a.shape != (channels,):
+    if a.shape not in ((channels,), (1, channels)):
         raise ValueError(f"{name}: expected shape ({channels},), got {a.shape} {where}")
-    return a.astype(np.float64, subok=False)
+    return a.astype(np.float64, subok=False).reshape(channels)

@@ -2,12 +2,14 @@
 
 import numbers
 import operator
+import sys
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-from libc.string cimport memcpy, memset
-from libc.float cimport DBL_MAX
+from libc.string cimport memset
+from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY
 cimport numpy as cnp
 
@@ -20,6 +22,7 @@ from .native cimport any_negative, conclude_empty, execute, set_activation, wort
 from .threads cimport limit
 
 from .statistics import BatchStats
+from .warning import warn
 
 cnp.import_array()
 
@@ -47,6 +50,17 @@ class Gradients(_Gradients):
 
     residual = None
 
+    def __new__(cls, x, weight, bias, residual=None):
+        gradients = super().__new__(cls, x, weight, bias)
+        gradients.residual = residual
+        return gradients
+
+    def _replace(self, **changes):
+        return type(self)(**(self._asdict() | changes))
+
+    def _asdict(self):
+        return super()._asdict() | {"residual": self.residual}
+
 
 cdef object new_tuple = tuple.__new__       # of a NamedTuple, in a third of the time of its own one
 
@@ -59,6 +73,58 @@ def array_of(a, name):
 def elements_of(a, name):
     """As array_of, of a type that there are loops for."""
     return as_elements(a, name)
+
+
+def overlap(a, b):
+    """Whether two arrays share elements."""
+    return share_elements(a, b)
+
+
+def checked_flag(value, name):
+    """`value` as a bool, if it is one or NumPy's."""
+    return flag(value, name)
+
+
+def checked_number(value, name):
+    """eps or momentum, as a layer keeps it: in its own type where Python prints that as it was given, or as a float."""
+    number = checked_eps(value, False) if name == "eps" else checked_momentum(value)
+    return value if type(value) in (int, float) else number
+
+
+def checked_real(value, name):
+    """`value` as a float, if it is a real number or an array of shape () of one."""
+    return real_number(value, name)
+
+
+def checked_integer(value, name):
+    """`value` as an int, if it can stand for an index."""
+    return integer(value, name)
+
+
+def checked_activation(activation):
+    """`activation`, if it is one."""
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    set_fusion(&job, activation, None, np.empty(1, np.float32), False)
+    return activation
+
+
+def show(value):
+    """The repr of what came, for an error, or its type where that is long or fails."""
+    return shown(value)
+
+
+def check_writeable(cnp.ndarray a, name):
+    """That an array can be written, element by element."""
+    if not PyArray_ISWRITEABLE(a):
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    check_own_places(a, name)
+
+
+def store(list pairs):
+    """Write, for each (to, value) of arrays of one shape and type, without memory in common, value to `to`: all or, by a signal's handler, none."""
+    for to, value in pairs:
+        cnp.PyArray_CopyInto(to, value)
 
 
 def new_output(shape, dtype, out, read, name):
@@ -139,11 +205,36 @@ cdef inline cnp.ndarray result(Vector* vector, Py_ssize_t channels, int typenum)
     return a
 
 
-cdef inline cnp.ndarray updated(Vector* vector, cnp.ndarray a, bint copy):
-    """What the kernels update in the place of `a`: itself, or a copy in native byte order."""
-    native = a if usable(a) and not copy else a.astype(a.dtype.newbyteorder("="))
-    see(vector, native)
-    return native
+cdef inline cnp.ndarray running_copy(Vector* vector, cnp.ndarray a):
+    """What the kernels update before it is stored: a copy in native byte order."""
+    cdef cnp.ndarray copy = result(vector, cnp.PyArray_DIM(a, 0), cnp.PyArray_TYPE(a))
+    cnp.PyArray_CopyInto(copy, a)
+    return copy
+
+
+cdef bint raised_warnings():
+    """Whether a warning may be an error."""
+    for entry in warnings.filters:
+        if entry[0] == "error":
+            return True
+    return False
+
+
+cdef object judge(stats, cnp.ndarray running_var, cnp.ndarray new_mean, cnp.ndarray new_var, accept):
+    """Whether a batch counts; a warning where a finite variance leaves the range of the type that it is stored in."""
+    cdef Py_ssize_t c
+    cdef float* new
+    cdef double* batch
+    if accept is not None:
+        return accept(stats, new_mean, new_var)
+    if new_var is not None and cnp.PyArray_TYPE(new_var) == cnp.NPY_FLOAT32:
+        new, batch = <float*>cnp.PyArray_DATA(new_var), <double*>cnp.PyArray_DATA(<cnp.ndarray>stats[2])
+        for c in range(cnp.PyArray_DIM(new_var, 0)):
+            if new[c] > FLT_MAX and batch[c] <= DBL_MAX and running_var[c] <= FLT_MAX:
+                warn(f"running_var: expected variances within the range of float32, got {batch[c]} for channel {c}, which is stored as infinity: "
+                     "keep running statistics in float64 [stats_dtype of a layer]")
+                break
+    return True
 
 
 cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
@@ -156,11 +247,12 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
 
 
 def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out,
-                     cnp.ndarray batches=None, accept=None):
+                     cnp.ndarray batches=None, accept=None, bint foresee=False):
     """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None.
 
     batches : the number of batches so far, to be counted up, or None.
     accept : None, or called with the statistics and the new running ones, to change these, raise, or return whether the batch counts.
+    foresee : whether accept may raise, so that it must be asked before `out` is written, at the cost of reading x once more.
     """
     cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var, new_mean = None, new_var = None, counted = None
     cdef int axis_ = channel_axis(x_, axis)
@@ -173,8 +265,8 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {np.shape(x_)}")
     if running_mean is not None:
-        check_running(running_mean, "running_mean", channels, x_, axis_)
-        check_running(running_var, "running_var", channels, x_, axis_)
+        running_mean = check_running(running_mean, "running_mean", channels, x_, axis_)
+        running_var = check_running(running_var, "running_var", channels, x_, axis_)
         for name, a in (("x", x_), ("weight", weight), ("bias", bias), ("residual", residual), ("running_var", running_var)):
             check_overlap(running_mean, "running_mean", a, name, False)
         for name, a in (("x", x_), ("weight", weight), ("bias", bias), ("residual", residual)):
@@ -191,23 +283,30 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     mean = result(&job.mean, channels, cnp.NPY_FLOAT64)
     var = result(&job.var, channels, cnp.NPY_FLOAT64)
     if running_mean is not None:
-        new_mean = updated(&job.running_mean, running_mean, accept is not None)
-        new_var = updated(&job.running_var, running_var, accept is not None)
+        new_mean = running_copy(&job.running_mean, running_mean)
+        new_var = running_copy(&job.running_var, running_var)
     if batches is not None:
         if not PyArray_ISWRITEABLE(batches):
             raise ValueError("num_batches_tracked: expected a writeable array, which training updates in place, got a read-only one")
         counted = batches.copy()
         counted += 1
     results = y, new_tuple(BatchStats, (count, mean, var))
-    # From the first change of the running statistics to the last nothing fails, nor does Python code run, where a signal's handler could raise.
+    if out is not None and (foresee or running_mean is not None and raised_warnings()):
+        job.apply = 0
+        run(&job, axis_, x_, None, None, None, None)
+        judge(results[1], running_var, new_mean, new_var, accept)
+        job.apply = FORWARD
+        if running_mean is not None:
+            cnp.PyArray_CopyInto(new_mean, running_mean)
+            cnp.PyArray_CopyInto(new_var, running_var)
     run(&job, axis_, x_, None, residual_, y, None)
-    counts = accept is None or accept(results[1], new_mean, new_var)
-    if new_mean is not running_mean:
+    counts = judge(results[1], running_var, new_mean, new_var, accept)
+    # From here on nothing fails, nor does Python code run, where a signal's handler could raise.
+    if running_mean is not None:
         cnp.PyArray_CopyInto(running_mean, new_mean)
-    if new_var is not running_var:
         cnp.PyArray_CopyInto(running_var, new_var)
     if batches is not None and counts:
-        memcpy(cnp.PyArray_DATA(batches), cnp.PyArray_DATA(counted), cnp.PyArray_NBYTES(batches))
+        cnp.PyArray_CopyInto(batches, counted)
     return results
 
 
@@ -227,12 +326,12 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish"; of the same bits as if applied to y.
     residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
     out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
-    Returns y, of x's shape and dtype. An empty batch leaves the running statistics as they are.
+    Returns y, of x's shape and dtype (float32 where x holds integers). An empty batch leaves the running statistics as they are.
     Raises ValueError or TypeError, having written nothing, for anything else; ValueError too for one value a channel when training.
 
     Ioffe & Szegedy 2015, algorithms 1 and 2. The call and its wording are those of PyTorch's `functional.batch_norm`.
     """
-    if training:
+    if flag(training, "training"):
         return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out)[0]
     cdef cnp.ndarray x_ = as_elements(x, "x"), y
     cdef int axis_ = channel_axis(x_, axis)
@@ -245,7 +344,6 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
         raise ValueError("running_mean must be defined in evaluation mode")
     mean = parameter(&job.mean, running_mean, "running_mean", channels, x_, axis_)
     var = parameter(&job.var, running_var, "running_var", channels, x_, axis_)
-    check_non_negative(&job.var, channels, "running_var")
     weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
     bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
     residual_ = addend(residual, x_)
@@ -253,6 +351,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     y = output(out, x_)
     if out is not None:
         check_outputs(y, x_, None, residual_, weight, bias, running_mean, running_var, "running_")
+    check_variance(&job.var, channels, "running_var", job.eps)
     job.apply = FORWARD
     run(&job, axis_, x_, None, residual_, y, None)
     return y
@@ -306,7 +405,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         x'    = weight * invstd * dy                                         training=False: they are constants (running statistics)
 
     dy, x : arrays of one shape and dtype, as in the forward call.
-    stats : BatchStats of the forward call, or a pair (mean, var) of arrays of shape (C,).
+    stats : BatchStats of the forward call, whose count must be x's with training=True, or a pair (mean, var) of arrays of shape (C,).
     weight, bias, eps, axis, activation, residual : as in the forward call. dy is first taken back through the activation, whose input is computed
         anew; at its corners the gradients are PyTorch's.
     affine_grad : whether weight' and bias' are wanted. If not, with training=False and no activation, of x only shape and dtype matter.
@@ -319,7 +418,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     """
     cdef cnp.ndarray x_ = as_elements(x, "x"), dy_ = as_elements(dy, "dy"), dx, weight_grad, bias_grad, new_grad = None
     cdef int axis_ = channel_axis(x_, axis)
-    cdef bint train = training, affine = affine_grad, scaled
+    cdef bint train = flag(training, "training"), affine = flag(affine_grad, "affine_grad"), scaled
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
     memset(&job, 0, sizeof(job))
@@ -331,9 +430,11 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         raise TypeError(f"stats: expected BatchStats or a pair (mean, var), got {type(stats).__name__}")
     mean = stats[len(stats) - 2]
     var = stats[len(stats) - 1]
-    mean_ = parameter(&job.mean, mean, "stats.mean", channels, x_, axis_)
-    var_ = parameter(&job.var, var, "stats.var", channels, x_, axis_)
-    check_non_negative(&job.var, channels, "stats.var")
+    if len(stats) == 3 and train and integer(stats[0], "stats.count") != values_per_channel(x_, axis_):
+        raise ValueError(f"stats.count: expected {values_per_channel(x_, axis_)}, the values per channel of x, as gradients of a part of a batch "
+                         f"are not supported, got {stats[0]} {where(x_, axis_)}")
+    mean_ = needed(&job.mean, mean, "stats.mean", channels, x_, axis_)
+    var_ = needed(&job.var, var, "stats.var", channels, x_, axis_)
     weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
     bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
     residual_ = addend(residual, x_)
@@ -342,12 +443,13 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     dx = output(out, dy_ if scaled else x_)
     if out is not None:
         check_outputs(dx, x_, dy_, residual_, weight, bias, mean, var, "stats.")
+    check_variance(&job.var, channels, "stats.var", job.eps)
     if residual_ is None:
         residual_grad = None
     elif job.fusion:
         residual_grad = new_grad = new_like(dx, None)
     else:
-        residual_grad = dy_.copy() if bounds_overlap(dx, dy_) else dy_
+        residual_grad = dy_.copy() if share_elements(dx, dy_) else dy_
         residual_ = None                # without an activation, nothing depends on it
     if scaled:                          # what inference makes of dy, with a mean and bias of 0
         job.mean.data = job.bias.data = NULL
@@ -371,7 +473,8 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         bias_grad = result(&job.bias_grad, channels, kernel_type)
     run(&job, axis_, x_, dy_, residual_, dx, new_grad)
     if affine and grad_dtype is not None:
-        weight_grad, bias_grad = weight_grad.astype(grad_dtype), bias_grad.astype(grad_dtype)
+        with np.errstate(all="ignore"):
+            weight_grad, bias_grad = weight_grad.astype(grad_dtype), bias_grad.astype(grad_dtype)
     gradients = new_tuple(Gradients, (dx, weight_grad, bias_grad) if affine else (dx, None, None))
     if residual_grad is not None:
         gradients.residual = residual_grad

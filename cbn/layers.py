@@ -1,15 +1,19 @@
 """The layers: a batch normalization with its parameters, running statistics and modes, behaving as PyTorch's of the same name."""
 
+import collections.abc
 import contextlib
 import os
 import threading
-import warnings
 import weakref
 from typing import NamedTuple
 
 import numpy as np
 
-from .functional import array_of, batch_norm, batch_norm_backward, batch_stats, forward_training
+from .functional import (
+    array_of, batch_norm, batch_norm_backward, check_writeable, checked_activation, checked_flag, checked_integer, checked_number,
+    forward_training, overlap, show, store,
+)  # fmt: skip
+from .warning import warn
 
 
 class IncompatibleKeys(NamedTuple):
@@ -41,21 +45,111 @@ if hasattr(os, "register_at_fork"):
 
 def _checked_policy(value):
     if not isinstance(value, str) or value not in ("propagate", "skip", "raise"):
-        raise ValueError(f'on_nonfinite: expected "propagate", "skip" or "raise", got {value!r}')
+        raise ValueError(f'on_nonfinite: expected "propagate", "skip" or "raise", got {show(value)}')
     return value
 
 
-def _finite(stats):
-    """Which channels' statistics are finite; of no values, all count as such."""
-    return (np.isfinite(stats.mean) & np.isfinite(stats.var)) | (stats.count == 0)
+def _finite(stats, running=()):
+    """Which channels' statistics are finite, as they are and as they would be stored in `running`; of no values, all count as such."""
+    fine = np.isfinite(stats.mean) & np.isfinite(stats.var)
+    for a in running:
+        fine &= np.isfinite(a)
+    return fine | (stats.count == 0)
 
 
-def _refuse_nonfinite(stats):
-    bad = np.flatnonzero(~_finite(stats))
+def _refuse_nonfinite(stats, running=()):
+    bad = np.flatnonzero(~_finite(stats, running))
     if bad.size:
         c = bad[0]
+        stored = f", which {running[0].dtype} would store as {running[0][c]} and {running[1][c]}" if running and _finite(stats)[c] else ""
         raise FloatingPointError(f'x: expected a finite mean and variance of each channel [on_nonfinite="raise"], got mean {stats.mean[c]} '
-                                 f"and variance {stats.var[c]} for channel {c}" + (f" ({bad.size} channels in all)" if bad.size > 1 else ""))
+                                 f"and variance {stats.var[c]} for channel {c}{stored}" + (f" ({bad.size} channels in all)" if bad.size > 1 else ""))
+
+
+def _checked_dtype(value, name):
+    try:
+        dtype = None if value is None else np.dtype(value)
+    except Exception:
+        dtype = None
+    if dtype is None or dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected float32 or float64, got {show(value) if dtype is None else dtype}")
+    return dtype
+
+
+def _checked_array(layer, name, value):
+    """A parameter or a running statistic as an array of shape (C,) of the layer's type: `value` itself where it is one, or a copy."""
+    if value is None:
+        return None
+    array = array_of(value, name)
+    channels, dtype = layer.num_features, layer._dtype_of(name)
+    if array.shape not in ((channels,), (1, channels)):
+        should = "" if array.size == channels else f" should contain {channels} elements not {array.size}"
+        raise ValueError(f"{name}{should}: expected shape ({channels},), got {array.shape} [num_features={channels}]")
+    converted = _converted(array, name, dtype)
+    _check_variance(layer, name, converted)
+    return converted if converted.ndim == 1 else converted[0]
+
+
+def _check_variance(layer, name, array):
+    if name == "running_var" and (array < 0).any() and not (array.astype(np.float64) + layer.eps > 0)[array < 0].all():
+        c = int(array.argmin())
+        raise ValueError(f"{name}: expected non-negative values, got {array.reshape(-1)[c]} for channel {c} [eps={layer.eps}]")
+
+
+def _converted(array, name, dtype):
+    """`array` in another type, itself where it has that, or an error where it holds values that the type has no room for."""
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
+    if array.dtype == dtype and array.flags.aligned:
+        return array
+    with np.errstate(all="ignore"):
+        converted = array.astype(dtype)
+        lost = np.isfinite(array) & ~np.isfinite(converted)
+    if lost.any():
+        raise ValueError(f"{name}: expected values within the range of {dtype}, got {array[lost][0]}")
+    return converted
+
+
+def _checked_count(layer, name, value):
+    """A number of batches as an int64 array of shape (): `value` itself where it is one, or a copy."""
+    if value is None:
+        return None
+    array = array_of(value, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected an integer, got {array.dtype}")
+    if array.shape not in ((), (1,)):
+        raise ValueError(f"{name}: expected shape (), got {array.shape}")
+    if not 0 <= int(array.reshape(())) < 1 << 62:
+        raise ValueError(f"{name}: expected a number of batches >= 0, got {int(array.reshape(()))}")
+    if array.dtype != np.int64 or not array.flags.aligned:
+        array = array.astype(np.int64)
+    return array.reshape(()) if array.ndim else array
+
+
+class _Checked:
+    """An attribute that is checked, and brought into its form, whenever it is set. Reading it costs nothing more."""
+
+    def __init__(self, check):
+        self.check = check
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __set__(self, layer, value):
+        layer.__dict__[self.name] = self.check(layer, self.name, value)
+
+    def __delete__(self, layer):
+        raise AttributeError(f"{self.name}: can't be deleted; set it to None if it may be missing")
+
+
+def _flag(layer, name, value):
+    return checked_flag(value, name)
+
+
+def _fixed(layer, name, value):
+    if name in layer.__dict__:
+        raise AttributeError(f"{name}: fixed when the layer was made; make a new layer")
+    return value
 
 
 def _weak(a):
@@ -78,7 +172,22 @@ def _outline(a):
 
 def overwritten(out, *arrays):
     """Whether writing `out` changes one of the arrays."""
-    return out is not None and any(a is not None and np.may_share_memory(a, out) for a in arrays)
+    return out is not None and any(a is not None and overlap(a, out) for a in arrays)
+
+
+class _Call(NamedTuple):
+    """What `backward` goes back through: the last call's arguments and the attributes that it read."""
+
+    x: object               # x and the residual: arrays, or in eval mode weak references
+    residual: object
+    stats: object           # BatchStats in training, else (running_mean, running_var)
+    training: bool
+    affine_grad: bool
+    weight: object
+    bias: object
+    eps: float
+    axis: int
+    activation: object
 
 
 class BatchNorm:
@@ -95,6 +204,7 @@ class BatchNorm:
     frozen : None, "statistics" or "all": what stays as it is in a network that trains, in either mode: see `freeze`.
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish": what follows, in the same pass over memory.
     dtype : of weight, bias and the running statistics, float32 or float64.
+    stats_dtype : of the running statistics, if another: float64 holds variances beyond 3.4e38.
     on_nonfinite : what a batch does whose mean or variance of some channel is NaN or infinite, while training:
         "propagate": it makes that channel's running statistics so, too;
         "skip": that channel's running statistics stay as they were; num_batches_tracked counts the batch unless it skips every channel;
@@ -103,7 +213,7 @@ class BatchNorm:
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
     weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change
-    none of them.
+    none of them. What is set is checked at once: arrays of the layer's type are kept as they are, anything else is copied into one.
 
     From many threads at once, calls in eval mode or frozen run together; those that train, `backward` and all other methods one after the
     other. Ioffe & Szegedy 2015, algorithms 1 and 2.
@@ -112,38 +222,49 @@ class BatchNorm:
     _ranks = None   # the ranks of input that are accepted, and how an error calls them
     _expected = ""
 
+    num_features, dtype, stats_dtype = (_Checked(_fixed) for _ in range(3))
+    weight, bias, running_mean, running_var = (_Checked(_checked_array) for _ in range(4))
+    num_batches_tracked = _Checked(_checked_count)
+    affine, track_running_stats, training = (_Checked(_flag) for _ in range(3))
+    eps = _Checked(lambda layer, name, value: checked_number(value, name))
+    momentum = _Checked(lambda layer, name, value: None if value is None else checked_number(value, name))
+    axis = _Checked(lambda layer, name, value: checked_integer(value, name))
+    activation = _Checked(lambda layer, name, value: checked_activation(value))
+    on_nonfinite = _Checked(lambda layer, name, value: _checked_policy(value))
+    frozen = _Checked(lambda layer, name, value: layer._checked_frozen(value))
+
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 activation=None, dtype=np.float32, on_nonfinite="propagate", frozen=None):
-        if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
-            raise TypeError(f"num_features: expected an integer, got {num_features!r}")
-        if num_features < 0:
-            raise ValueError(f"num_features: expected a number of channels, got {num_features}")
-        dtype = np.dtype(dtype)
-        if dtype not in (np.float32, np.float64):
-            raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
-        self.num_features = num_features.__index__()
+                 activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None):
+        channels = checked_integer(num_features, "num_features")
+        if not 0 <= channels < 1 << 48:
+            raise ValueError(f"num_features: expected a number of channels, got {show(num_features)}")
+        self.num_features = channels
+        self.dtype = _checked_dtype(dtype, "dtype")
+        self.stats_dtype = self.dtype if stats_dtype is None else _checked_dtype(stats_dtype, "stats_dtype")
         self.eps = eps
         self.momentum = momentum
-        self.affine = bool(affine)
-        self.track_running_stats = bool(track_running_stats)
+        self.affine = affine
+        self.track_running_stats = track_running_stats
         self.axis = axis
         self.activation = activation
-        self.dtype = dtype
-        self.on_nonfinite = _checked_policy(on_nonfinite)
+        self.on_nonfinite = on_nonfinite
         self.training = True
-        self.weight = np.ones(self.num_features, dtype) if affine else None
-        self.bias = np.zeros(self.num_features, dtype) if affine and bias else None
-        self.running_mean = np.zeros(self.num_features, dtype) if track_running_stats else None
-        self.running_var = np.ones(self.num_features, dtype) if track_running_stats else None
-        self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
+        with_bias = checked_flag(bias, "bias")
+        self.weight = np.ones(channels, self.dtype) if self.affine else None
+        self.bias = np.zeros(channels, self.dtype) if self.affine and with_bias else None
+        self.running_mean = np.zeros(channels, self.stats_dtype) if self.track_running_stats else None
+        self.running_var = np.ones(channels, self.stats_dtype) if self.track_running_stats else None
+        self.num_batches_tracked = np.zeros((), np.int64) if self.track_running_stats else None
         self.weight_grad = None
         self.bias_grad = None
         self.residual_grad = None
         self._may_be_untrained = self.track_running_stats
-        self.frozen = self._checked_frozen(frozen)
-        # Of the last call: x and the residual (in eval mode, weak references to them), the statistics, or None for the running ones, and whether
-        # there are gradients of weight and bias.
-        self._forward = None
+        self._changes = [0]     # of the arrays, counted before and after each: odd while one is under way
+        self.frozen = frozen
+        self._forward = "no call came before"      # a _Call, or why there is none
+
+    def _dtype_of(self, name):
+        return self.stats_dtype if name.startswith("running") else self.dtype
 
     def __call__(self, x, *, residual=None, out=None):
         """Normalize x, of shape (N, C, ...), by the batch's statistics (training) or the running ones (eval).
@@ -160,7 +281,7 @@ class BatchNorm:
         if self._ranks is not None and x.ndim not in self._ranks:
             raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
         frozen = self.frozen if self.frozen is None else self._checked_frozen(self.frozen)
-        if self.running_mean is None:
+        if self.running_mean is None and self.running_var is None:
             return self._call_training(x, residual, out)
         if self.training and frozen is None:
             with self._lock:
@@ -168,51 +289,75 @@ class BatchNorm:
                     return self._call_training(x, residual, out)
         if self._may_be_untrained:
             self._warn_if_untrained()
-        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps, axis=self.axis,
-                       activation=self.activation, residual=residual, out=out)
+        # What another thread loads or trains meanwhile is seen in whole or not at all: a call whose parameters were changed under it is made again.
+        changes, training = self._changes[0], self.training
+        in_place = out is not None and overwritten(out, x, residual)
+        with self._lock if in_place or changes % 2 else contextlib.nullcontext():
+            y, used = self._normalize(x, residual, out, in_place)
+        if not in_place and changes != self._changes[0]:
+            with self._lock:
+                y, used = self._normalize(x, residual, out, True)
         self._may_be_untrained = False      # only now: the warning of a call that fails is not the last one
-        affine = frozen != "all" and (self.weight is not None or self.bias is not None)
-        if not affine and self.activation is None:
+        mean, var, weight, bias, eps, axis, activation = used
+        affine = frozen != "all" and (weight is not None or bias is not None)
+        if not affine and activation is None:
             x = _outline(x)
-            self._forward = x, None if residual is None else x, None, affine
-        elif out is not None and overwritten(out, x, residual):
-            self._forward = None
-        elif self.training:
-            self._forward = x, residual, None, affine
+            kept = x, None if residual is None else x
+        elif in_place:
+            self._forward = "the last call wrote its output over its input"
+            return y
+        elif training:
+            kept = x, residual
         else:   # weak, so that a network at inference doesn't keep its layers' inputs alive
-            self._forward = _weak(given), None if residual is None else _weak(given_residual), None, affine
+            kept = _weak(given), None if residual is None else _weak(given_residual)
+        self._forward = _Call(*kept, (mean, var), False, affine, weight, bias, eps, axis, activation)
         return y
+
+    def _normalize(self, x, residual, out, copied):
+        """y by the running statistics, and the attributes that were used. copied : whether to use copies of the arrays (the lock is held)."""
+        arrays = self.running_mean, self.running_var, self.weight, self.bias
+        used = *arrays, self.eps, self.axis, self.activation
+        if copied:
+            arrays = [None if a is None else a.copy() for a in arrays]
+        return batch_norm(x, *arrays, False, 0.0, used[4], axis=used[5], activation=used[6], residual=residual, out=out), used
 
     @property
     def _lock(self):
         return _LOCKS[id(self) // 16 % len(_LOCKS)]
 
     def _call_training(self, x, residual, out):
-        if self.running_mean is None:
+        weight, bias, eps, axis, activation = used = self.weight, self.bias, self.eps, self.axis, self.activation
+        tracked = self.training and self.track_running_stats
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        if running[0] is None:
             self._check_channels(x)
-        tracked = self.training and self.running_mean is not None
+        batches = self.num_batches_tracked if tracked else None
         momentum = self.momentum
         if momentum is None:
-            momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracked else 0.0
-        running = (self.running_mean, self.running_var) if tracked else (None, None)
-        guarded = self.on_nonfinite != "propagate"
-        if guarded and _checked_policy(self.on_nonfinite) == "raise" and out is not None:
-            _refuse_nonfinite(batch_stats(x, axis=self.axis))
-        y, stats = forward_training(x, *running, self.weight, self.bias, momentum, self.eps, self.axis, self.activation, residual, out,
-                                    self.num_batches_tracked if tracked else None, self._accept if guarded else None)
+            momentum = 0.0 if batches is None else 1.0 / (int(batches) + 1)
+        policy = self.on_nonfinite
+        if tracked:
+            self._changes[0] += 1
+        try:
+            y, stats = forward_training(x, *running, weight, bias, momentum, eps, axis, activation, residual, out, batches,
+                                        None if policy == "propagate" else self._accept, policy == "raise")
+        finally:
+            if tracked:
+                self._changes[0] += 1
         if tracked:
             self._may_be_untrained = False
-        self._forward = None if overwritten(out, x, residual) else (x, residual, stats, True)
+        self._forward = ("the last call wrote its output over its input" if overwritten(out, x, residual) else
+                         _Call(x, residual, stats, True, True, *used))
         return y
 
     def _accept(self, stats, mean, var):
-        """What on_nonfinite "skip" or "raise" makes of new running statistics (or None); returns whether the batch counts."""
+        """What on_nonfinite "skip" or "raise" makes of a batch by its statistics and the new running ones (or None); returns whether it counts."""
+        new = () if mean is None else (mean, var)
         if self.on_nonfinite == "raise":
-            _refuse_nonfinite(stats)
-        fine = _finite(stats)
-        if mean is not None:
-            np.copyto(mean, self.running_mean, where=~fine)
-            np.copyto(var, self.running_var, where=~fine)
+            _refuse_nonfinite(stats, new)
+        fine = _finite(stats, new)
+        for a, before in zip(new, (self.running_mean, self.running_var), strict=False):
+            np.copyto(a, np.reshape(before, a.shape), where=~fine)
         return bool(fine.any() or not fine.size)
 
     def _check_channels(self, x):
@@ -225,43 +370,47 @@ class BatchNorm:
             raise ValueError(f"x: expected {self.num_features} channels, got {channels} [x has shape {x.shape}, axis={self.axis}]")
 
     def _warn_if_untrained(self):
-        if self.num_batches_tracked == 0 and not self.running_mean.any() and (self.running_var == 1).all():
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if batches is not None and batches == 0 and mean is not None and var is not None and not mean.any() and (var == 1).all():
             state = "in eval mode" if self.frozen is None else "frozen"
-            warnings.warn(
-                f"{type(self).__name__} {state} uses running statistics that were never updated (mean 0, variance 1), so it does not "
-                "normalize: run batches in training mode first, or load trained statistics",
-                stacklevel=3,
-            )
+            warn(f"{type(self).__name__} {state} uses running statistics that were never updated (mean 0, variance 1), so it does not "
+                 "normalize: run batches in training mode first, or load trained statistics")
 
-    def backward(self, dy, *, out=None):
+    def backward(self, dy, *, out=None, retain=False):
         """The gradient with respect to the input of the last call (of any thread), from that with respect to its output.
 
         dy : array of the shape and dtype of that input, which must not have been changed since (and, after a call in eval mode, still exist).
         out : array to write, may be dy itself; None: a new array.
+        retain : whether what is kept of the call stays for another `backward`; otherwise it is used up, and the input released.
         Sets weight_grad and bias_grad, shape (C,), of the parameters that there are (None after a call with frozen="all"), and residual_grad,
         of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
         with self._lock:
-            return self._backward(dy, out)
+            return self._backward(dy, out, checked_flag(retain, "retain"))
 
-    def _backward(self, dy, out):
-        kept_x, kept_residual, stats, affine = self._forward or (None, None, None, None)
-        x, residual = _held(kept_x), _held(kept_residual)
-        if x is None or residual is None and kept_residual is not None:
-            raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x); "
-                               "in eval mode a layer keeps no reference to its input, so keep one yourself")
-        gradients = batch_norm_backward(dy, x, (self.running_mean, self.running_var) if stats is None else stats, self.weight, self.bias,
-                                        self.eps, axis=self.axis, training=stats is not None, affine_grad=affine, activation=self.activation,
-                                        residual=residual, out=out)
-        self.weight_grad = gradients.weight if self.weight is not None else None
-        self.bias_grad = gradients.bias if self.bias is not None else None
+    def _backward(self, dy, out, retain):
+        call = self._forward
+        reason = call if isinstance(call, str) else None
+        if reason is None:
+            x, residual = _held(call.x), _held(call.residual)
+            if x is None or residual is None and call.residual is not None:
+                reason = ("in eval mode a layer keeps only a weak reference to its input, which is gone, or was a list or another object that allows "
+                          "none: pass an array and keep it")
+        if reason is not None:
+            raise RuntimeError(f"backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x), got none: {reason}")
+        gradients = batch_norm_backward(dy, x, call.stats, call.weight, call.bias, call.eps, axis=call.axis, training=call.training,
+                                        affine_grad=call.affine_grad, activation=call.activation, residual=residual, out=out)
+        self.weight_grad = gradients.weight if call.weight is not None else None
+        self.bias_grad = gradients.bias if call.bias is not None else None
         self.residual_grad = gradients.residual
+        if not retain:
+            self._forward = "the last call's was used up by the backward before, which keeps it with retain=True"
         return gradients.x
 
     def _checked_frozen(self, value):
         if value is not None and (not isinstance(value, str) or value not in ("statistics", "all")):
-            raise ValueError(f'frozen: expected None, "statistics" or "all", got {value!r}')
-        if value is not None and self.running_mean is None:
+            raise ValueError(f'frozen: expected None, "statistics" or "all", got {show(value)}')
+        if value is not None and (self.running_mean is None or self.running_var is None):
             raise ValueError(f"frozen: expected None where there are no running statistics [track_running_stats=False], got {value!r}")
         return value
 
@@ -273,7 +422,7 @@ class BatchNorm:
             PyTorch's `bn.eval()`, but not undone by train().
         `backward` goes by what was frozen at the call. Raises ValueError where there are no running statistics.
         """
-        self.frozen = self._checked_frozen("all" if affine else "statistics")
+        self.frozen = "all" if checked_flag(affine, "affine") else "statistics"
         return self
 
     def unfreeze(self):
@@ -287,7 +436,7 @@ class BatchNorm:
         A call that trains, in another thread, is waited for.
         """
         with self._lock:
-            self.training = bool(mode)
+            self.training = checked_flag(mode, "mode")
         return self
 
     def eval(self):
@@ -296,21 +445,31 @@ class BatchNorm:
 
     def reset_running_stats(self):
         """Set the running statistics to mean 0 and variance 1, seen in no batch."""
-        if self.track_running_stats:
-            with self._lock:
-                self.running_mean[...] = 0
-                self.running_var[...] = 1
-                self.num_batches_tracked[...] = 0
-                self._may_be_untrained = True
+        self._reset(("running_mean", "running_var", "num_batches_tracked") if self.track_running_stats else ())
 
     def reset_parameters(self):
         """Set the weight to ones and the bias to zeros, and reset the running statistics."""
+        tracked = ("running_mean", "running_var", "num_batches_tracked") if self.track_running_stats else ()
+        self._reset(tracked + (("weight", "bias") if self.affine else ()))
+
+    def _reset(self, names):
         with self._lock:
-            self.reset_running_stats()
-            if self.weight is not None:
-                self.weight[...] = 1
-            if self.bias is not None:
-                self.bias[...] = 0
+            state = self._state()
+            ones = ("weight", "running_var")
+            self._write({name: (np.ones_like if name in ones else np.zeros_like)(state[name]) for name in names if name in state})
+            if "running_var" in names:
+                self._may_be_untrained = self.running_var is not None
+
+    def _write(self, values):
+        """Write arrays of the shape and type of those of the state into these: all of them or, where one can't be written, none. The lock is held."""
+        state = self._state()
+        for name in values:
+            check_writeable(state[name], name)
+        self._changes[0] += 1
+        try:
+            store([(state[name], value) for name, value in values.items()])
+        finally:
+            self._changes[0] += 1
 
     def _state(self):
         names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -325,44 +484,79 @@ class BatchNorm:
         """Copy parameters and running statistics from a mapping of names to array-likes.
 
         strict : whether to refuse missing and unexpected names. A state dict without num_batches_tracked (of old PyTorch) is accepted.
-        Returns (missing_keys, unexpected_keys). Raises ValueError that names each key that doesn't fit, having changed nothing.
+        Returns (missing_keys, unexpected_keys). Raises ValueError that names each key that doesn't fit, or TypeError, having changed nothing.
         """
-        state = self._state()
-        missing = [name for name in state if name not in state_dict and name != "num_batches_tracked"]
-        unexpected = [name for name in state_dict if name not in state]
-        problems = []
-        if strict and missing:
-            problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
-        if strict and unexpected:
-            problems.append("Unexpected key(s) in state_dict: " + ", ".join(f'"{name}"' for name in unexpected))
-        loaded = {}
-        for name in [name for name in state if name in state_dict]:
-            try:
-                loaded[name] = array_of(state_dict[name], name)
-            except TypeError as error:
-                problems.append(str(error))
-        for name, array in loaded.items():
-            if array.shape != state[name].shape:
-                problems.append(f"size mismatch for {name}: expected shape {state[name].shape}, got {array.shape}")
-            elif array.dtype.kind not in "fiu":
-                problems.append(f"{name}: expected an array of real numbers, got {array.dtype}")
-            elif name == "running_var" and (array < 0).any():
-                problems.append(f"{name}: expected non-negative values, got {array.min()}")
-        if problems:
-            raise ValueError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(problems))
+        strict = checked_flag(strict, "strict")
+        if not isinstance(state_dict, collections.abc.Mapping):
+            raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
+        given = dict(state_dict)
         with self._lock:
-            for name, array in loaded.items():
-                state[name][...] = array
+            state = self._state()
+            missing = [name for name in state if name not in given and name != "num_batches_tracked"]
+            unexpected = [name for name in given if name not in state]
+            problems = []
+            if strict and missing:
+                problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
+            if strict and unexpected:
+                problems.append("Unexpected key(s) in state_dict: " + ", ".join(f'"{name}"' if isinstance(name, str) else show(name) for name in unexpected))
+            loaded = {}
+            for name in [name for name in state if name in given]:
+                try:
+                    loaded[name] = self._loaded(name, given[name])
+                    check_writeable(state[name], name)
+                except (TypeError, ValueError) as error:
+                    problems.append(str(error))
+            if problems:
+                raise ValueError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(problems))
+            if "running_var" in loaded and (loaded["running_var"] < 0).any():
+                c = int(np.flatnonzero(loaded["running_var"] < 0)[0])
+                warn(f"running_var: expected non-negative values, got {loaded['running_var'][c]} for channel {c}; computing with var + eps, "
+                     "which is positive")
+            self._write(loaded)
             if "running_mean" in loaded or "running_var" in loaded:
                 self._may_be_untrained = False
         return IncompatibleKeys(missing, unexpected)
 
+    def _loaded(self, name, value):
+        """A copy of what is to be loaded, in the form of the state's array, or an error."""
+        if name == "num_batches_tracked":
+            if value is None:
+                raise TypeError(f"{name}: expected an integer, got None")
+            return _checked_count(self, name, value).copy()
+        array = array_of(value, name)
+        expected = (self.num_features,)
+        if array.shape not in (expected, (1, *expected)):
+            raise ValueError(f"size mismatch for {name}: expected shape {expected}, got {array.shape}")
+        array = _converted(array, name, self._dtype_of(name)).reshape(expected).copy()
+        _check_variance(self, name, array)
+        return array
+
+    def _at_inference(self):
+        """Copies of running_mean, running_var, weight and bias, all of one moment, and eps."""
+        with self._lock:
+            arrays = self.running_mean, self.running_var, self.weight, self.bias
+            return *(None if a is None else a.copy() for a in arrays), self.eps
+
     def __getstate__(self):
-        return {**self.__dict__, "_forward": None}
+        """Of one moment, whatever other threads train meanwhile: for pickles and deep copies."""
+        with self._lock:
+            state = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in self.__dict__.items()}
+        return state | {"_forward": "a copy of a layer starts without one", "_changes": [0]}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+    def __copy__(self):
+        """Another layer of the same arrays."""
+        other = object.__new__(type(self))
+        with self._lock:
+            other.__dict__.update(self.__dict__, _forward="a copy of a layer starts without one", _changes=[0])
+        return other
 
     def __repr__(self):
         axis = "" if self.axis == 1 else f", axis={self.axis}"
         dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype.name!r}"
+        dtype += "" if self.stats_dtype == self.dtype else f", stats_dtype={self.stats_dtype.name!r}"
         policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
         frozen = "" if self.frozen is None else f", frozen={self.frozen!r}"
         bias = ", bias=False" if self.affine and self.bias is None else ""

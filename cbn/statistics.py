@@ -19,19 +19,23 @@ class BatchStats(NamedTuple):
     def merge(self, other):
         """The statistics of both batches taken together: Chan, Golub & LeVeque 1983, eq. 1.5.
 
-        other : BatchStats of as many channels. Raises ValueError where the numbers of channels differ.
+        other : BatchStats of as many channels. Raises TypeError for anything else, ValueError where the numbers of channels differ.
         """
+        if not isinstance(other, BatchStats):
+            raise TypeError(f"other: expected BatchStats, got {type(other).__name__}")
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"other: expected statistics of {self.mean.shape[0]} channels, got {other.mean.shape[0]}")
         if self.count == 0 or other.count == 0:
             return other if self.count == 0 else self
         count = self.count + other.count
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        var = (self.count * self.var + other.count * other.var + delta**2 * (self.count * other.count / count)) / count
+        with np.errstate(all="ignore"):     # NaN and infinity as IEEE arithmetic says, whatever the caller's errors are
+            delta = other.mean - self.mean
+            mean = self.mean + delta * (other.count / count)
+            var = (self.count * self.var + other.count * other.var + delta**2 * (self.count * other.count / count)) / count
         return BatchStats(count, mean, var)
 
     @property
     def unbiased_var(self):
         """sum((x - mean)**2) / (count - 1), what running variances are updated with."""
-        return self.var * (self.count / (self.count - 1)) if self.count > 1 else np.full_like(self.var, np.nan)
+        with np.errstate(all="ignore"):
+            return self.var * (self.count / (self.count - 1)) if self.count > 1 else np.full_like(self.var, np.nan)

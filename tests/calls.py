@@ -203,7 +203,7 @@ def faults(call):
         yield from (("momentum", lambda a, v=v: v, TypeError) for v in (None, "0.1", True))
     for name in {"weight", "bias", "mean", "var"} & call.placed.keys():
         yield name, lambda a: np.append(a, a[:1] if a.size else 1.0), ValueError
-        yield name, lambda a: np.array(a).reshape(-1, 1), ValueError
+        yield name, lambda a: np.array(a).reshape(-1, 1, 1), ValueError
         yield name, np.ma.masked_array, TypeError
         yield from ((name, lambda a, t=t: np.asarray(a).astype(t), TypeError) for t in (complex, bool, object, "S3", "M8[s]"))
     if "mean" in call.placed:
@@ -211,7 +211,7 @@ def faults(call):
             yield "mean", lambda a: None, ValueError
             yield "var", lambda a: None, ValueError
         if call.operation != "training" and shape[call.axis]:
-            yield "var", lambda a: np.append(a[:-1], -0.5), ValueError
+            yield "var", lambda a: np.append(a[:-1], -2.5), ValueError
         if call.operation == "training":
             yield "mean", lambda a: a.tolist(), TypeError
             yield "var", lambda a: a.astype(int), TypeError

@@ -96,13 +96,13 @@ def test_backward_is_that_of_one_call(training):
     right = []
     for x in XS:
         layer(x)
-        right.append([a.tobytes() for a in (layer.backward(DY), layer.weight_grad, layer.bias_grad)])
+        right.append([a.tobytes() for a in (layer.backward(DY, retain=True), layer.weight_grad, layer.bias_grad)])
 
     def both(x):
         grads = []
         for _ in range(30):
             layer(x)
-            grads.append(layer.backward(DY).tobytes())
+            grads.append(layer.backward(DY, retain=True).tobytes())  # which another thread may go back through, too
         return grads
 
     for grads in together(*[functools.partial(both, x) for x in [*XS, *XS]]):

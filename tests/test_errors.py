@@ -107,8 +107,9 @@ WRONG = [
         for name in ("weight", "bias")
         for change in [
             ({name: np.ones(4)}, ValueError, rf"^{name} should contain 3 elements not 4: .* got \(4,\) \[x has shape \(4, 3, 5\), axis=1\]"),
-            ({name: np.ones((3, 1))}, ValueError, rf"^{name} should contain 3 elements .* expected shape \(3,\), got \(3, 1\)"),
-            ({name: np.ones((1, 3))}, ValueError, rf"^{name} should .* got \(1, 3\)"),
+            ({name: np.ones((3, 1))}, ValueError, rf"^{name}: expected shape \(3,\), got \(3, 1\)"),
+            ({name: np.ones((1, 4))}, ValueError, rf"^{name} should contain 3 elements not 4: .* got \(1, 4\)"),
+            ({name: np.ones((1, 1, 3))}, ValueError, rf"^{name}: expected shape \(3,\), got \(1, 1, 3\)"),
             ({name: 1.0}, ValueError, rf"^{name} should contain 3 elements not 1"),
             ({name: np.ones(3, complex)}, TypeError, rf"^{name}: expected an array of real numbers, got complex128"),
             ({name: np.ones(3, bool)}, TypeError, rf"^{name}: expected .* got bool"),
@@ -124,7 +125,7 @@ WRONG = [
         for change in [
             ({name: np.ones(4, np.float32)}, ValueError, rf"^{name} should contain 3 elements not 4"),
             ({name: np.ones(2, np.float32)}, ValueError, rf"^{name} should contain 3 elements not 2"),
-            ({name: np.ones((3, 1), np.float32)}, ValueError, rf"^{name} should contain 3 elements .* expected shape \(3,\), got \(3, 1\)"),
+            ({name: np.ones((3, 1), np.float32)}, ValueError, rf"^{name}: expected shape \(3,\), got \(3, 1\)"),
             ({name: None}, ValueError, r"^running_mean and running_var must either both be None or neither be None"),
             ({name: np.ones(3, complex)}, TypeError, rf"^{name}: expected .* got complex128"),
             ({name: np.ma.masked_array(np.ones(3, np.float32))}, TypeError, rf"^{name}: expected .* MaskedArray"),
@@ -151,7 +152,13 @@ WRONG = [
     ({"stats": None}, TypeError, r"^stats: expected .* got NoneType"),
     ({"stats": (np.zeros(3),)}, TypeError, r"^stats: expected"),
     ({"stats": (np.zeros(4), np.ones(3))}, ValueError, r"^stats.mean should contain 3 elements not 4"),
-    ({"stats": (np.zeros(3), np.ones((3, 1)))}, ValueError, r"^stats.var should contain 3 elements .* got \(3, 1\)"),
+    ({"stats": (np.zeros(3), np.ones((3, 1)))}, ValueError, r"^stats.var: expected shape \(3,\), got \(3, 1\)"),
+    ({"stats": (None, None)}, TypeError, r"^stats.mean: expected an array of shape \(3,\), got None"),
+    ({"stats": (np.zeros(3), None)}, TypeError, r"^stats.var: expected an array of shape \(3,\), got None"),
+    ({"stats": (21, np.zeros(3), np.ones(3))}, ValueError, r"^stats.count: expected 20, the values per channel of x, .* got 21"),
+    ({"stats": (None, np.zeros(3), np.ones(3))}, TypeError, r"^stats.count: expected an integer, got None"),
+    *[({"training": flag}, TypeError, r"^training: expected True or False, got") for flag in (1, 1e-5, "False", None, np.ones(1) > 0)],
+    *[({"affine_grad": flag}, TypeError, r"^affine_grad: expected True or False, got") for flag in (0, "no", None)],
     ({"stats": (np.zeros(3), np.array([1, 1, -2.5]))}, ValueError, r"^stats.var: expected non-negative values, got -2.5 for channel 2"),
     ({"stats": (np.zeros(3, complex), np.ones(3))}, TypeError, r"^stats.mean: expected .* got complex128"),
     # dy

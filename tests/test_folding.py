@@ -446,17 +446,14 @@ for array in (W, *values_of(BN)[:4]):
 
 
 def altered(**attributes):
-    bn = copy.deepcopy(BN)
-    for name, value in attributes.items():
-        setattr(bn, name, value)
-    return bn
+    return tuple(attributes.get(name, getattr(BN, name)) for name in ("running_mean", "running_var", "weight", "bias", "eps"))
 
 
 # What is changed of the arguments (W, None, BN) of fold_conv, the error and its message.
 WRONG = [
-    ({"weight": W.tolist()}, TypeError, "^weight: expected a NumPy array, got list"),
-    ({"weight": None}, TypeError, "^weight: expected a NumPy array, got NoneType"),
-    ({"weight": W.astype(int)}, TypeError, "^weight: expected an array of float16, float32 or float64, got int64"),
+    ({"weight": [[1.0], [2.0, 3.0]]}, TypeError, "^weight: expected an array, got list, which NumPy cannot read"),
+    ({"weight": None}, TypeError, "^weight: expected an array, got None"),
+    ({"weight": W.astype(int)}, TypeError, "^weight: expected an array of float16, bfloat16, float32 or float64, got int64"),
     ({"weight": W.astype(np.complex64)}, TypeError, "^weight: expected .* got complex64"),
     ({"weight": W.astype(np.longdouble)}, TypeError, "^weight: expected .* got "),
     ({"weight": W.astype(object)}, TypeError, "^weight: expected .* got object"),
@@ -464,7 +461,8 @@ WRONG = [
     ({"weight": W[0, 0]}, ValueError, r"^weight: expected 3 to 5 dimensions, of which the kernel has 1 to 3, got shape \(3, 2\)"),
     ({"weight": W[None, None]}, ValueError, r"^weight: expected 3 to 5 dimensions.* got shape \(1, 1, 6, 4, 3, 2\)"),
     ({"weight": W[:5]}, ValueError, r"^bn.running_mean: expected shape \(5,\), got \(6,\) \[weight has shape \(5, 4, 3, 2\), order='torch', groups=1"),
-    ({"bias": [0.0] * 6}, TypeError, "^bias: expected a NumPy array, got list"),
+    ({"bias": [0.0] * 5}, ValueError, r"^bias: expected shape \(6,\), got \(5,\)"),
+    ({"bias": [None] * 6}, TypeError, "^bias: expected an array of real numbers, got object"),
     ({"bias": np.zeros(4)}, ValueError, r"^bias: expected shape \(6,\), got \(4,\) \[weight has shape \(6, 4, 3, 2\), order='torch', groups=1, trans"),
     ({"bias": np.zeros((6, 1))}, ValueError, r"^bias: expected shape \(6,\), got \(6, 1\)"),
     ({"bias": np.zeros(6, complex)}, TypeError, "^bias: expected an array of real numbers, got complex128"),
@@ -478,8 +476,8 @@ WRONG = [
     ({"bn": (MEAN, VAR[:5], None, None, 1e-5)}, ValueError, r"^bn.running_var: expected shape \(6,\), got \(5,\)"),
     ({"bn": (MEAN, VAR, VAR[:, None], None, 1e-5)}, ValueError, r"^bn.weight: expected shape \(6,\), got \(6, 1\)"),
     ({"bn": altered(bias=np.zeros(7))}, ValueError, r"^bn.bias: expected shape \(6,\), got \(7,\)"),
-    ({"bn": (MEAN.tolist(), VAR, None, None, 1e-5)}, TypeError, "^bn.running_mean: expected a NumPy array, got list"),
-    ({"bn": (MEAN, VAR, 1.0, None, 1e-5)}, TypeError, "^bn.weight: expected a NumPy array, got float"),
+    ({"bn": (MEAN.tolist()[1:], VAR, None, None, 1e-5)}, ValueError, r"^bn.running_mean: expected shape \(6,\), got \(5,\)"),
+    ({"bn": (MEAN, VAR, 1.0, None, 1e-5)}, ValueError, r"^bn.weight: expected shape \(6,\), got \(\)"),
     ({"bn": (MEAN, VAR, VAR.astype(str), None, 1e-5)}, TypeError, "^bn.weight: expected an array of real numbers, got <U"),
     ({"bn": (MEAN, np.ma.masked_array(VAR), None, None, 1e-5)}, TypeError, "^bn.running_var: .* MaskedArray"),
     ({"bn": (MEAN, VAR, None, None, None)}, TypeError, "^bn.eps: expected a real number, got None"),
@@ -487,11 +485,12 @@ WRONG = [
     ({"bn": altered(eps=-1e-5)}, ValueError, "^bn.eps: batch_norm eps must be non-negative and finite, but got -1e-05"),
     ({"bn": altered(eps=np.nan)}, ValueError, "^bn.eps: batch_norm eps must be non-negative and finite, but got nan"),
     ({"bn": altered(eps=np.inf)}, ValueError, "^bn.eps: batch_norm eps must be non-negative and finite, but got inf"),
-    ({"bn": altered(running_var=np.array([1, 1, -2.0, 1, 1, 1]))}, ValueError, "^bn.running_var: expected non-negative values, got -2.0"),
+    ({"bn": altered(running_var=np.array([1, 1, -2.0, 1, 1, 1]))}, ValueError, "^bn.running_var: expected non-negative values, got -2.0 for channel 2"),
     ({"bn": altered(running_var=np.zeros(6), eps=0)}, ValueError, r"^bn.running_var: expected running_var \+ eps > 0, got 0"),
     ({"order": "OIHW"}, ValueError, "^order: expected 'torch' or 'tensorflow' or 'tensorflow_depthwise', got 'OIHW'"),
     ({"order": None}, ValueError, "^order: expected .* got None"),
     ({"order": "tensorflow"}, ValueError, r"^bn.running_mean: expected shape \(2,\), got \(6,\) .*order='tensorflow'"),
+    *[({flag: value}, TypeError, f"^{flag}: expected True or False, got") for flag in ("before", "transposed") for value in (1, None, "no")],
     ({"groups": 2.0}, TypeError, "^groups: expected an integer, got 2.0"),
     ({"groups": True}, TypeError, "^groups: expected an integer, got True"),
     ({"groups": 0}, ValueError, "^groups: expected a divisor of the number of output channels, 6, got 0"),
@@ -523,7 +522,7 @@ def test_wrong_arguments(change, error, message):
     "change, error, message",
     [
         ({"weight": W}, ValueError, r"^weight: expected 2 dimensions, got shape \(6, 4, 3, 2\)"),
-        ({"weight": W[:, :, 0, 0].tolist()}, TypeError, "^weight: expected a NumPy array, got list"),
+        ({"weight": [W[:, :, 0, 0].tolist(), None]}, TypeError, "^weight: expected an array, got list"),
         ({"bias": np.zeros(4)}, ValueError, r"^bias: expected shape \(6,\), got \(4,\) \[weight has shape \(6, 4\), order='torch'\]"),
         ({"order": "tensorflow"}, ValueError, r"^bn.running_mean: expected shape \(4,\), got \(6,\) \[weight has shape \(6, 4\), order='tensorflow'\]"),
         ({"order": "tensorflow_depthwise"}, ValueError, "^order: expected 'torch' or 'tensorflow', got 'tensorflow_depthwise'"),

@@ -127,7 +127,10 @@ def test_state_dict_copies():
         ({"extra": np.ones(3)}, r'Unexpected key\(s\) in state_dict: "extra"'),
         ({"weight": np.ones(4)}, r"size mismatch for weight: expected shape \(3,\), got \(4,\)"),
         ({"bias": np.ones((3, 1))}, r"size mismatch for bias: .* got \(3, 1\)"),
-        ({"num_batches_tracked": np.zeros(1, int)}, r"size mismatch for num_batches_tracked: expected shape \(\), got \(1,\)"),
+        ({"num_batches_tracked": np.zeros(2, int)}, r"num_batches_tracked: expected shape \(\), got \(2,\)"),
+        ({"num_batches_tracked": -1}, "num_batches_tracked: expected a number of batches >= 0, got -1"),
+        ({"num_batches_tracked": 1.5}, "num_batches_tracked: expected an integer, got float64"),
+        ({"running_var": np.array([1, 1e300, 1])}, "running_var: expected values within the range of float32, got 1e.300"),
         ({"running_mean": ["a", "b", "c"]}, r"running_mean: expected an array of real numbers"),
         ({"running_var": np.array([1, -1, 1])}, r"running_var: expected non-negative values, got -1"),
         ({"bias": ..., "weight": np.ones(2), "extra": 1}, r"(?s)BatchNorm1d.*bias.*extra.*weight"),
@@ -237,10 +240,12 @@ def test_backward_needs_a_call_whose_input_lives():
     with pytest.raises(RuntimeError, match="^backward: expected a call of the layer before"):
         layer.backward(x)
     layer(x.copy())  # training keeps its input
-    expected = layer.backward(x)
+    expected = layer.backward(x, retain=True)
     np.testing.assert_array_equal(layer.backward(x), expected)
+    with pytest.raises(RuntimeError, match="used up by the backward before, which keeps it with retain=True"):
+        layer.backward(x)
     layer.eval()(x.copy())  # eval mode does not
-    with pytest.raises(RuntimeError, match="in eval mode a layer keeps no reference to its input"):
+    with pytest.raises(RuntimeError, match="in eval mode a layer keeps only a weak reference to its input"):
         layer.backward(x)
 
 
@@ -273,7 +278,7 @@ X = batches()[0]
 def test_failing_calls_change_nothing(call, error, message):
     layer = trained(cbn.BatchNorm2d(3), (4, 3, 5, 2))
     x = batches((4, 3, 5, 2))[-1]
-    state, dx, grad = layer.state_dict(), layer.backward(x), layer.weight_grad
+    state, dx, grad = layer.state_dict(), layer.backward(x, retain=True), layer.weight_grad
     with pytest.raises(error, match=message):
         call(layer)
     layer.eps, layer.bias = 1e-5, state["bias"]
