@@ -292,11 +292,10 @@ class BatchNorm:
         # What another thread loads or trains meanwhile is seen in whole or not at all: a call whose parameters were changed under it is made again.
         changes, training = self._changes[0], self.training
         in_place = out is not None and overwritten(out, x, residual)
-        with self._lock if in_place or changes % 2 else contextlib.nullcontext():
-            y, used = self._normalize(x, residual, out, in_place)
-        if not in_place and changes != self._changes[0]:
-            with self._lock:
-                y, used = self._normalize(x, residual, out, True)
+        copied = in_place or changes % 2 == 1
+        y, used = self._normalize(x, residual, out, copied)
+        if not copied and changes != self._changes[0]:
+            y, used = self._normalize(x, residual, out, True)
         self._may_be_untrained = False      # only now: the warning of a call that fails is not the last one
         mean, var, weight, bias, eps, axis, activation = used
         affine = frozen != "all" and (weight is not None or bias is not None)
@@ -314,11 +313,12 @@ class BatchNorm:
         return y
 
     def _normalize(self, x, residual, out, copied):
-        """y by the running statistics, and the attributes that were used. copied : whether to use copies of the arrays (the lock is held)."""
+        """y by the running statistics, and the attributes that were used. copied : whether to use copies of the arrays, of one moment."""
         arrays = self.running_mean, self.running_var, self.weight, self.bias
         used = *arrays, self.eps, self.axis, self.activation
         if copied:
-            arrays = [None if a is None else a.copy() for a in arrays]
+            with self._lock:
+                arrays = [None if a is None else a.copy() for a in arrays]
         return batch_norm(x, *arrays, False, 0.0, used[4], axis=used[5], activation=used[6], residual=residual, out=out), used
 
     @property
