@@ -1,5 +1,7 @@
 """The same bits for any number of threads, CPU level, way of storing and batch around a sample; on every machine (same_bits.json).
 
+Of every operation, on every type of elements, with every activation, with and without a residual, with statistics of the batch and frozen ones.
+
 After a change that is meant to change results, write the hashes anew: python tests/test_same_bits.py --write
 """
 
@@ -14,6 +16,11 @@ import pytest
 import cbn
 from cbn import dispatch
 
+try:
+    from ml_dtypes import bfloat16
+except ImportError:
+    bfloat16 = None
+
 HASHES = pathlib.Path(__file__).with_name("same_bits.json")
 
 SHAPES = [
@@ -22,6 +29,11 @@ SHAPES = [
     ((5, 7, 9, 64), -1), ((257, 100), -1), ((1601, 3), -1), ((2, 577, 16), -1), ((66_001, 1), 1), ((2100, 130), 1), ((33_300, 64), 1),
     ((3, 4, 5, 6), 2), ((5, 4, 33), 0), ((600, 1100), 1), ((25, 2, 50_000), 1), ((700, 6, 28, 28), 1),
 ]  # fmt: skip
+
+
+# For what is made of all combinations: the ways that the kernels cut their work, in small.
+FEW_SHAPES = [((4, 67, 7, 7), 1), ((1, 40, 14, 14), 1), ((2, 3, 20_005), 1), ((300, 2, 130), 1), ((40, 17), 1), ((5, 7, 9, 64), -1), ((1601, 3), -1),
+              ((2, 577, 16), -1)]  # fmt: skip
 
 
 def whole_numbers(shape, seed):
@@ -42,7 +54,18 @@ def arguments(shape, axis, dtype):
     c = shape[axis]
     offset = np.expand_dims(numbers(c, 1) * np.arange(c) * 64, tuple(i for i in range(len(shape)) if i != axis % len(shape)))
     arrays = numbers(shape, 2) + offset, numbers(shape, 3), numbers(c, 4), abs(numbers(c, 5)) + 0.125, numbers(c, 6), numbers(c, 7)
-    return [a.astype(dtype) for a in arrays]
+    if dtype in (np.float32, np.float64):
+        return [a.astype(dtype) for a in arrays]
+    x, dy, *parameters = arrays
+    if np.dtype(dtype).kind not in "iu":
+        return [numbers(shape, 2).astype(dtype), dy.astype(dtype), *(a.astype(np.float32) for a in parameters)]
+    lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
+    x = lowest + whole_numbers(shape, 2) % (highest - lowest + 1)
+    return [x.astype(dtype), *(a.astype(np.float32) for a in (dy, *parameters))]
+
+
+def residual_of(x):
+    return numbers(x.shape, 8).astype(x.dtype if x.dtype.kind not in "iu" else np.float32)
 
 
 def inference(x, dy, mean, var, weight, bias, axis):
@@ -64,12 +87,58 @@ def backward_frozen(x, dy, mean, var, weight, bias, axis):
     return list(cbn.batch_norm_backward(dy, x, (mean, var), weight, bias, axis=axis, training=False))
 
 
+def fused_inference(x, dy, mean, var, weight, bias, axis, **fusion):
+    return [cbn.batch_norm(x, mean, var, weight, bias, axis=axis, **fusion)]
+
+
+def fused_training(x, dy, mean, var, weight, bias, axis, **fusion):
+    return [cbn.batch_norm_train(x, weight, bias, axis=axis, **fusion)[0]]
+
+
+def fused_backward(x, dy, mean, var, weight, bias, axis, **fusion):
+    g = cbn.batch_norm_backward(dy, x, cbn.batch_stats(x, axis=axis), weight, bias, axis=axis, **fusion)
+    return [*g] + ([] if g.residual is None else [g.residual])
+
+
+def fused_frozen(x, dy, mean, var, weight, bias, axis, **fusion):
+    """Backward through constants, with and without gradients of weight and bias."""
+    wanted, unwanted = (
+        cbn.batch_norm_backward(dy, x, (mean, var), weight, bias, axis=axis, training=False, affine_grad=affine, **fusion) for affine in (True, False)
+    )
+    return [*wanted, unwanted.x] + [g.residual for g in (wanted, unwanted) if g.residual is not None]
+
+
+class Fused:
+    """An operation with an activation, a residual, or both."""
+
+    def __init__(self, operation, activation, with_residual):
+        self.operation, self.activation, self.with_residual = operation, activation, with_residual
+        activation = "-".join(map(str, activation)) if isinstance(activation, tuple) else activation
+        self.__name__ = f"{operation.__name__} {activation}{' residual' * with_residual}"
+
+    def __call__(self, x, *others):
+        return self.operation(x, *others, activation=self.activation, residual=residual_of(x) if self.with_residual else None)
+
+
 OPERATIONS = [inference, training, backward, backward_frozen]
+ACTIVATIONS = [None, "relu", "relu6", ("clip", -0.5, 0.75), ("leaky_relu", 0.125), "hard_swish"]
+FUSED = [
+    Fused(operation, activation, with_residual)
+    for operation in (fused_inference, fused_training, fused_backward, fused_frozen)
+    for activation in ACTIVATIONS
+    for with_residual in (False, True)
+]
+NARROW = [np.float16, np.int8, np.uint8, np.int16, np.uint16] + [bfloat16] * (bfloat16 is not None)
 CASES = [
     pytest.param(operation, shape, axis, dtype, id=f"{operation.__name__} {dtype.__name__} {shape} {axis}")
-    for operation in OPERATIONS
-    for shape, axis in SHAPES
-    for dtype in (np.float32, np.float64)
+    for operations, shapes, dtypes in (
+        (OPERATIONS, SHAPES, (np.float32, np.float64)),
+        (OPERATIONS, FEW_SHAPES, NARROW),
+        (FUSED, FEW_SHAPES, (np.float32, np.float64, np.float16, np.uint8, *[bfloat16] * (bfloat16 is not None))),
+    )
+    for operation in operations
+    for shape, axis in shapes
+    for dtype in dtypes
 ]
 
 
@@ -94,7 +163,7 @@ def test_any_way_of_running(operation, shape, axis, dtype, restored):
     expected = operation(*given)
     cbn.threads.set_grain(1)
     for isa in dispatch.isa_available():
-        for threads in (1, 2, 3, 5, 8):
+        for threads in (1, 2, 3, 5, 8) if operation in OPERATIONS and dtype in (np.float32, np.float64) else (1, 3):
             for stream_bytes in (0, np.inf):
                 dispatch.set_isa(isa)
                 dispatch.set_stream_bytes(stream_bytes)
