@@ -142,6 +142,13 @@ class _Checked:
         raise AttributeError(f"{self.name}: can't be deleted; set it to None if it may be missing")
 
 
+def _checked_eps(value):
+    try:
+        return checked_number(value, "eps")
+    except ValueError:
+        raise ValueError(f"batch_norm eps must be positive during training, non-negative and finite in any case, but got {show(value)}") from None
+
+
 def _flag(layer, name, value):
     return checked_flag(value, name)
 
@@ -226,7 +233,7 @@ class BatchNorm:
     weight, bias, running_mean, running_var = (_Checked(_checked_array) for _ in range(4))
     num_batches_tracked = _Checked(_checked_count)
     affine, track_running_stats, training = (_Checked(_flag) for _ in range(3))
-    eps = _Checked(lambda layer, name, value: checked_number(value, name))
+    eps = _Checked(lambda layer, name, value: _checked_eps(value))
     momentum = _Checked(lambda layer, name, value: None if value is None else checked_number(value, name))
     axis = _Checked(lambda layer, name, value: checked_integer(value, name))
     activation = _Checked(lambda layer, name, value: checked_activation(value))

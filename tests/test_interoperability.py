@@ -190,7 +190,10 @@ REFUSED = {
     "sparse": (sparse, "expected an array, got csr_array"),
     "sparse tensor": (sparse_tensor, "expected an array, got Tensor, which NumPy cannot read: .*parse"),
     "requires grad": (requires_grad, r"expected an array, got Tensor, which NumPy cannot read: .*Use tensor\.detach\(\)"),
-    "bfloat16": (lambda a: torch_tensor(a).bfloat16(), "expected an array, got Tensor, which NumPy cannot read: .*BFloat16"),
+    "bfloat16 that requires grad": (
+        lambda a: torch_tensor(a).bfloat16().requires_grad_(),
+        r"expected an array, got Tensor, which NumPy cannot read: .*Use tensor\.detach\(\)",
+    ),
     "another device": (lambda a: torch_tensor(a).to("meta"), "expected an array, got Tensor, which NumPy cannot read: "),
     "failing": (lambda a: Failing(), "expected an array, got Failing, which NumPy cannot read: 'of its own'"),
     "set": (lambda a: {1.0, 2.0}, "expected an array, got set"),
@@ -265,7 +268,7 @@ def test_layers_hold_no_tensor_alive_in_eval_mode():
     layer.eval()
     x = torch_tensor(X.copy())
     y = layer(x)
-    np.testing.assert_array_equal(layer.backward(y), layer.backward(torch_tensor(y)))
+    np.testing.assert_array_equal(layer.backward(y, retain=True), layer.backward(torch_tensor(y), retain=True))
     del x
     with pytest.raises(RuntimeError, match="^backward: expected a call"):
         layer.backward(y)

@@ -87,8 +87,8 @@ def test_module_error_inputs(name):
     assert cases
     for case in cases:
         constructor, forward = case.module_error_input.constructor_input, case.module_error_input.forward_input
-        layer = getattr(cbn, MODULES[name].module_cls.__name__)(*constructor.args, **constructor.kwargs)
         with pytest.raises(case.error_type, match=case.error_regex):
+            layer = getattr(cbn, MODULES[name].module_cls.__name__)(*constructor.args, **constructor.kwargs)
             layer(forward.args[0].numpy())
 
 
