@@ -4,21 +4,12 @@ cdef str where(cnp.ndarray x, int axis):
     return f"[x has shape {np.shape(x)}, axis={axis}]"
 
 
-cdef str shown(object value):
-    """What came, for an error: its repr, or no more than its type where that is long or fails."""
-    try:
-        text = repr(value)
-    except Exception:
-        text = ""
-    return text if 0 < len(text) <= 500 else f"an object of type {type(value).__name__}"
-
-
 cdef bint flag(object value, str name) except -1:
     """True or False and nothing that is merely truthy: 1e-5 in the place of a flag was meant for another argument."""
     if value is True or value is False:
         return value is True
     if not isinstance(value, np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+        raise TypeError(f"{name}: expected True or False, got {show(value)}")
     return bool(value)
 
 
@@ -103,7 +94,7 @@ cdef int channel_axis(cnp.ndarray x, object axis) except -1:
         raise ValueError(f"x: expected at least 2 dimensions, one of them the channels, got shape {np.shape(x)}")
     index = integer(axis, "axis")
     if not -rank <= index < rank:
-        raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {shown(axis)}")
+        raise ValueError(f"axis: expected {-rank} to {rank - 1} for x of shape {np.shape(x)}, got {show(axis)}")
     a = index
     return <int>(a + rank if a < 0 else a)
 
@@ -112,7 +103,7 @@ cdef object integer(object value, str name):
     try:
         return operator.index(None if isinstance(value, (bool, np.bool_)) else value)
     except Exception:
-        raise TypeError(f"{name}: expected an integer, got {shown(value)}") from None
+        raise TypeError(f"{name}: expected an integer, got {show(value)}") from None
 
 
 cdef double real_number(object value, str name) except? -1:
@@ -131,16 +122,16 @@ cdef double real_number(object value, str name) except? -1:
         return INFINITY if number > 0 else -INFINITY
     except Exception:
         pass
-    raise TypeError(f"{name}: expected a real number, got {shown(value)}")
+    raise TypeError(f"{name}: expected a real number, got {show(value)}")
 
 
 cdef double checked_eps(object eps, bint training) except? -1:
     """> 0 in training, >= 0 otherwise."""
     cdef double number = real_number(eps, "eps")
     if training and not 0 < number <= DBL_MAX:
-        raise ValueError(f"batch_norm eps must be positive during training, but got {shown(eps)}")
+        raise ValueError(f"batch_norm eps must be positive during training, but got {show(eps)}")
     if not 0 <= number <= DBL_MAX:
-        raise ValueError(f"batch_norm eps must be non-negative and finite, but got {shown(eps)}")
+        raise ValueError(f"batch_norm eps must be non-negative and finite, but got {show(eps)}")
     return number
 
 
@@ -151,7 +142,7 @@ cdef double checked_momentum(object momentum) except? -1:
                         "batches: pass 1 / count")
     number = real_number(momentum, "momentum")
     if not 0 <= number <= 1:
-        raise ValueError(f"momentum: expected a number in [0, 1], got {shown(momentum)}")
+        raise ValueError(f"momentum: expected a number in [0, 1], got {show(momentum)}")
     return number
 
 
@@ -362,10 +353,10 @@ cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x,
         which, alpha = CBN_LEAKY_RELU, real_number(numbers[0], "activation: slope")
     else:
         raise ValueError("activation: expected None, 'relu', 'relu6', ('clip', low, high), ('leaky_relu', slope) or 'hard_swish', "
-                         f"got {shown(activation)}")
+                         f"got {show(activation)}")
     if not set_activation(job, which, alpha, beta, backward):
         expected = "('clip', low, high) with low <= high" if which == CBN_CLIP else "a finite slope"
-        raise ValueError(f"activation: expected {expected}, got {shown(activation)}")
+        raise ValueError(f"activation: expected {expected}, got {show(activation)}")
     return 0
 
 

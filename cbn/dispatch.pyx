@@ -9,6 +9,8 @@ import os
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
+from .words import show
+
 cdef extern from "cpu.h":
     bint cpu_has_avx2()
     bint cpu_has_avx512()
@@ -44,7 +46,7 @@ def set_isa(name):
     """
     global table, _current
     if not isinstance(name, str) or name not in isa_available():
-        raise ValueError(f"CPU level: expected one of {', '.join(isa_available())} (built here and supported by this CPU), got {name!r}")
+        raise ValueError(f"CPU level: expected one of {', '.join(isa_available())} (built here and supported by this CPU), got {show(name)}")
     table = <Table*>PyCapsule_GetPointer(importlib.import_module(f"cbn.kernels.{name}").capsule, "cbn.kernels.Table")
     _current = name
 
@@ -62,7 +64,7 @@ def set_stream_bytes(size):
     except Exception:
         number = -1.0
     if not number >= 0:
-        raise ValueError(f"size: expected a number of bytes >= 0, got {size!r}")
+        raise ValueError(f"size: expected a number of bytes >= 0, got {show(size)}")
     stream_bytes = number
 
 

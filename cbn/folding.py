@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .functional import array_of, checked_flag, checked_integer, checked_number, show
+from .functional import array_of, checked_flag, checked_integer, checked_number
 from .layers import BatchNorm
-from .warning import warn
+from .words import show, warn
 
 DEPTHWISE = "tensorflow_depthwise"
 

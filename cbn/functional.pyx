@@ -22,7 +22,7 @@ from .native cimport any_negative, conclude_empty, execute, set_activation, wort
 from .threads cimport limit
 
 from .statistics import BatchStats
-from .warning import warn
+from .words import show, warn
 
 cnp.import_array()
 
@@ -107,11 +107,6 @@ def checked_activation(activation):
     memset(&job, 0, sizeof(job))
     set_fusion(&job, activation, None, np.empty(1, np.float32), False)
     return activation
-
-
-def show(value):
-    """The repr of what came, for an error, or its type where that is long or fails."""
-    return shown(value)
 
 
 def check_writeable(cnp.ndarray a, name):

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .functional import array_of, checked_real, elements_of, new_output, normalize_into, show
+from .functional import array_of, checked_real, elements_of, new_output, normalize_into
+from .words import show
 
 
 def _per_channel(a, name, channels):

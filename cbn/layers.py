@@ -11,9 +11,9 @@ import numpy as np
 
 from .functional import (
     array_of, batch_norm, batch_norm_backward, check_writeable, checked_activation, checked_flag, checked_integer, checked_number,
-    forward_training, overlap, show, store,
+    forward_training, overlap, store,
 )  # fmt: skip
-from .warning import warn
+from .words import show, warn
 
 
 class IncompatibleKeys(NamedTuple):

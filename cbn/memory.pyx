@@ -3,6 +3,7 @@
 Through NumPy's data allocator interface (NEP 49): only arrays that cbn returns use it, and return their block to it when they die, anywhere.
 """
 
+import operator
 import os
 
 import numpy as np
@@ -11,6 +12,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, strcpy
 cimport numpy as cnp
+
+from .words import show
 
 cnp.import_array()
 
@@ -178,12 +181,14 @@ def set_cache_limit(size):
     of the machine's memory. Only output arrays of 1 MiB and more that cbn itself allocates are kept.
     """
     global limit
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise TypeError(f"size: expected a number of bytes, got {size!r}")
-    if not 0 <= size < 1 << 62:
-        raise ValueError(f"size: expected a number of bytes >= 0, got {size}")
+    try:
+        number = operator.index(None if isinstance(size, (bool, np.bool_)) else size)
+    except Exception:
+        raise TypeError(f"size: expected a number of bytes, got {show(size)}") from None
+    if not 0 <= number < 1 << 62:
+        raise ValueError(f"size: expected a number of bytes >= 0, got {show(size)}")
     lock()
-    limit = size
+    limit = number
     evict(limit)
     unlock()
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .words import show
+
 
 class BatchStats(NamedTuple):
     """Statistics of each channel over `count` values.
@@ -23,6 +25,12 @@ class BatchStats(NamedTuple):
         """
         if not isinstance(other, BatchStats):
             raise TypeError(f"other: expected BatchStats, got {type(other).__name__}")
+        for name in ("mean", "var"):
+            a = getattr(other, name)
+            if type(a) is not np.ndarray or a.ndim != 1 or a.dtype.kind != "f":
+                raise TypeError(f"other.{name}: expected an array of floats of shape (C,), got {show(a)}")
+        if isinstance(other.count, (bool, np.bool_)) or not isinstance(other.count, (int, np.integer)) or not 0 <= other.count < 1 << 62:
+            raise TypeError(f"other.count: expected a number of values, got {show(other.count)}")
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"other: expected statistics of {self.mean.shape[0]} channels, got {other.mean.shape[0]}")
         if self.count == 0 or other.count == 0:

@@ -9,6 +9,7 @@ import os
 from cpython.contextvars cimport get_value
 
 from .cgroup import cpu_quota
+from .words import show
 
 cdef extern from "parallel.h":
     int omp_get_max_threads() nogil
@@ -46,12 +47,12 @@ def _default_limit():
 def _checked(n):
     try:
         number = operator.index(n)
-    except TypeError:
+    except Exception:
         number = None
     if number is None or isinstance(n, bool):
-        raise TypeError(f"n: expected a positive integer, got {n!r}")
+        raise TypeError(f"n: expected a positive integer, got {show(n)}")
     if not 1 <= number <= 4096:
-        raise ValueError(f"n: expected a number of threads from 1 to 4096, got {n}")
+        raise ValueError(f"n: expected a number of threads from 1 to 4096, got {show(n)}")
     return number
 
 

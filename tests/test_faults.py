@@ -97,7 +97,7 @@ LAYERS = """
             def state():
                 return [a.tobytes() for a in layer.state_dict().values()]
             assert sweep(lambda: (layer(x),), state, lambda: layer.load_state_dict(start)) > 0
-            assert sweep(lambda: (layer.backward(dy), layer.weight_grad, layer.bias_grad), state, lambda: None) > 0
+            assert sweep(lambda: (layer.backward(dy, retain=True), layer.weight_grad, layer.bias_grad), state, lambda: None) > 0
 print("right")
 """
 FUNCTIONS = """
@@ -271,7 +271,7 @@ def compute():
     global count
     while True:
         layer(x)
-        layer.backward(x)
+        layer.backward(x, retain=True)
         cbn.batch_norm(x, layer.running_mean, layer.running_var)
         count += 1
 for _ in range(4):
