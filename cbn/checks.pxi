@@ -341,6 +341,8 @@ cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x,
             job.fusion = PIECEWISE
         return 0
     kind, *numbers = (activation,) if isinstance(activation, str) else activation if isinstance(activation, tuple) and activation else (None,)
+    if not isinstance(kind, str):
+        kind = None             # which is none, and may not even compare
     if kind == "hard_swish" and len(numbers) == 0:
         which = CBN_HARD_SWISH
     elif kind == "relu" and len(numbers) == 0:

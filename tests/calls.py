@@ -22,6 +22,7 @@ OPERATIONS = "inference", "training", "train", "stats", "backward", "frozen"
 TRAINING = "training", "train", "backward"  # want eps > 0
 WIDE = np.float32, np.float32, np.float32, np.float64, np.float64  # computed with as they are
 NARROW = np.float16, bfloat16, np.int8, np.uint8, np.int16, np.uint16
+ACTIVATIONS = "relu", "relu6", ("clip", -0.5, 0.75), ("leaky_relu", 0.125), "hard_swish"
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 129, 257, 1, 2, 3, 4, 5, 7, 8, 16, 17, 1, 2, 3, 0)
 SIZES = (60, 60, 500, 500, 500, 3000, 20_000)  # of x, at most
 NORMAL = np.random.default_rng(51).standard_normal(1 << 16)
@@ -143,6 +144,10 @@ def draw(pick):
         others["eps"] = pick((1e-5, 1e-5, 1e-3, 1.0, 0.0, 1))
         if others["eps"] == 0 and op in TRAINING:
             call.errors.add(ValueError)
+    if op != "stats":
+        others["activation"] = pick(often(None, *ACTIVATIONS))
+        if pick((False, False, True)):
+            placed["residual"] = draw_placed(pick, numbers_of(pick, NORMAL, shape, result), axis, repeat=True)
     if op in ("backward", "frozen"):
         placed["dy"] = draw_placed(pick, numbers_of(pick, NORMAL, shape, result), axis, repeat=True)
         others["affine_grad"] = pick((True, True, False))
@@ -156,8 +161,8 @@ def draw(pick):
         call.errors.add(ValueError)
     if op != "stats":
         # "out" is an array of its own, or the name of the argument whose memory it is.
-        call.out = pick((None, None, "out", "out", "x", "dy"))
-        if call.out == "dy" and "dy" not in placed:
+        call.out = pick((None, None, "out", "out", "x", "dy", "residual"))
+        if call.out in ("dy", "residual") and call.out not in placed:
             call.out = None
         if call.out == "out":
             placed["out"] = draw_placed(pick, np.full(shape, 7, result), axis)
@@ -192,6 +197,12 @@ def faults(call):
     if call.operation != "stats":
         yield from (("eps", lambda a, v=v: v, ValueError) for v in (-1.0, float("nan"), float("inf"), 10**400))
         yield from (("eps", lambda a, v=v: v, TypeError) for v in ("1e-5", None, True, 1e-5j))
+        wrong = "tanh", 1, ["relu"], ("clip", 1, 0), ("clip", 1), ("leaky_relu", float("inf")), ("clip", float("nan"), 1), ("relu", 1), ()
+        yield from (("activation", lambda a, v=v: v, ValueError) for v in wrong)
+        yield from (("activation", lambda a, v=v: v, TypeError) for v in (("clip", None, 1), ("leaky_relu", "a")))
+        yield "residual", lambda a: np.ones((*shape, 1), dtype), ValueError
+        yield "residual", lambda a: np.ones(shape, another_type(dtype)), TypeError
+        yield "residual", lambda a: [1.0], ValueError
         yield "out", lambda a: np.ones((*shape, 1), dtype), ValueError
         yield "out", lambda a: np.ones(shape, another_type(dtype)), TypeError
         yield "out", lambda a: [1.0], TypeError
@@ -228,12 +239,13 @@ def draw_fault(pick, call):
     call.errors.add(error)
     if name == "out":
         call.placed.pop("out", None)
+    if name in ("out", call.out):
         call.out = None
 
 
 def run(call, placed):
     """Make the call on these arrays (call.placed, or a copy); returns its results by name, or the error that it raised."""
-    a = {name: placed[name].array if name in placed else None for name in ("x", "dy", "mean", "var", "weight", "bias")}
+    a = {name: placed[name].array if name in placed else None for name in ("x", "dy", "mean", "var", "weight", "bias", "residual")}
     others = dict(call.others)
     if call.out:
         others["out"] = placed[call.out].array
@@ -242,6 +254,8 @@ def run(call, placed):
         target = a if name in a else others
         target[name] = wrong(target.get(name))
     op = call.operation
+    if op != "stats":
+        others["residual"] = a["residual"]
     try:
         if op == "stats":
             st = cbn.batch_stats(a["x"], **others)
@@ -253,7 +267,7 @@ def run(call, placed):
             y, st = cbn.batch_norm_train(a["x"], a["weight"], a["bias"], **others)
             return {"y": y, "st_mean": st.mean, "st_var": st.var}
         g = cbn.batch_norm_backward(a["dy"], a["x"], (a["mean"], a["var"]), a["weight"], a["bias"], training=op == "backward", **others)
-        return {"y": g.x} | ({"weight_grad": g.weight, "bias_grad": g.bias} if others["affine_grad"] else {})
+        return {"y": g.x} | ({} if g.residual is None else {"residual_grad": g.residual}) | ({"weight_grad": g.weight, "bias_grad": g.bias} if others["affine_grad"] else {})
     except Exception as error:
         return error
 
@@ -304,7 +318,7 @@ def compare_with_reference(call, before, results):
     Narrow types are computed in float32: their results are float32's, rounded once.
     """
     if before["x"].dtype.newbyteorder("=") not in WIDE:
-        wide = {name: p.astype(np.float32) if name in ("x", "dy", "out") else p.copy() for name, p in before.items()}
+        wide = {name: p.astype(np.float32) if name in ("x", "dy", "out", "residual") else p.copy() for name, p in before.items()}
         again = {name: p.copy() for name, p in wide.items()}
         wide_results = run(call, wide)
         for name, a in wide_results.items():
@@ -312,11 +326,11 @@ def compare_with_reference(call, before, results):
         compare_with_reference(call, again, wide_results)
         return
     get = lambda name: np.array(before[name].array, before[name].dtype.newbyteorder("=")) if name in before else None
-    x, dy, mean, var, weight, bias = map(get, ("x", "dy", "mean", "var", "weight", "bias"))
+    x, dy, mean, var, weight, bias, residual = map(get, ("x", "dy", "mean", "var", "weight", "bias", "residual"))
     if x.size == 0:
         for name, a in results.items():
             expected = get(name) if name in before else np.nan if name.startswith("st_") else 0
-            assert name == "y" or np.array_equal(a, np.broadcast_to(expected, a.shape), equal_nan=True), name
+            assert name in ("y", "residual_grad") or np.array_equal(a, np.broadcast_to(expected, a.shape), equal_nan=True), name
         return
     axis, op, others = call.axis, call.operation, call.others
     eps = others.get("eps", 1.0)
@@ -325,13 +339,26 @@ def compare_with_reference(call, before, results):
     w = 1 if weight is None else weight.astype(reference.wide)
     m = x.size // x.shape[axis]
     with np.errstate(all="ignore"):
+        activation = others.get("activation")
         if op in ("backward", "frozen"):
+            if activation is not None:
+                v = reference.batch_norm(x, mean, var, weight, bias, eps, axis) + (0 if residual is None else residual)
+                terms = abs(channelwise(w / np.sqrt(var.astype(reference.wide) + eps))) * (abs(x) + abs(channelwise(mean)))
+                terms = terms + (0 if bias is None else abs(channelwise(bias))) + (0 if residual is None else abs(residual))
+                near = [abs(v - corner) <= 64 * epsilon(x.dtype) * terms for corner in reference.corners(activation)]
+                if np.any(near) or activation == "hard_swish" and largest_finite(terms, axis).max() > 100:
+                    return  # which side of a corner it is on, rounding decides
+                dy = dy * reference.slope(v, activation)
+            if "residual_grad" in results and not call.poison:
+                check(results["residual_grad"], dy, largest_finite(dy, axis) + (0 if activation is None else largest_finite(terms, axis)), 8)
             expected = reference.batch_norm_backward(dy, x, mean, var, weight, eps, axis, op == "backward")
             xhat = reference.batch_norm(x, mean, var, eps=eps, axis=axis)
             sums = abs(dy * xhat).sum(other_axes(x, axis)), abs(dy.astype(reference.wide)).sum(other_axes(x, axis))
             dx_scale = largest_finite(dy, axis) + (channelwise(sums[0]) * largest_finite(xhat, axis) / m if op == "backward" else 0)
             dx_scale = dx_scale * abs(channelwise(w / np.sqrt(var.astype(reference.wide) + eps)))
             pairs = [("y", expected[0], dx_scale, 8), ("weight_grad", expected[1], sums[0], 4), ("bias_grad", expected[2], sums[1], 4)]
+            if activation == "hard_swish":  # whose slope is as exact as the activation's input
+                pairs = [(name, a, scale * 128, ulps) for name, a, scale, ulps in pairs]
             grad = weight.dtype if weight is not None and weight.dtype.kind == "f" else x.dtype
             assert not others["affine_grad"] or results["weight_grad"].dtype == results["bias_grad"].dtype == grad
         else:
@@ -342,8 +369,11 @@ def compare_with_reference(call, before, results):
             # Statistics are float64: their rounding shows in float64 results, and in the others where a result is far smaller.
             of_mean = abs(channelwise(np.asarray(st[0], reference.wide) * w * invstd)) * rounding
             scale = largest_finite(y, axis) + of_mean + (0 if bias is None else abs(channelwise(bias)))
+            if residual is not None:
+                y, scale = y + residual, scale + largest_finite(residual, axis)
+            y = reference.activate(y, activation)
             size = np.maximum(abs(st[0]), np.sqrt(st[1])) if op != "inference" else None
-            pairs = [("y", y, scale, 4 if op == "inference" else 8)]
+            pairs = [("y", y, scale, (4 if op == "inference" else 8) * (1 if activation is None and residual is None else 2))]
             if "st_mean" in results:
                 # Changes of x by a rounding change its variance by as much as the second term.
                 of_x = abs(st[0]) * np.sqrt(st[1]) * rounding + (abs(st[0]) * np.finfo(np.float64).eps) ** 2

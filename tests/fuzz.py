@@ -56,10 +56,12 @@ def bound(call, given):
     invstd = 1 / np.sqrt(var.min() + eps)
     span = abs(x).max() + abs(mean).max()
     xhat = span * invstd
+    if "residual" in given:
+        bias = bias + abs(np.array(given["residual"].array, np.float64)).max()
     return {
         "y": weight * xhat + bias if dy == 0 else weight * invstd * dy * (2 + xhat * xhat),
         "st_mean": span, "mean": span + 5, "st_var": span * span, "var": 2 * span * span + 5,
-        "weight_grad": m * dy * xhat, "bias_grad": m * dy,
+        "weight_grad": m * dy * xhat * 2, "bias_grad": m * dy * 2, "residual_grad": 2 * dy,
     }  # fmt: skip
 
 

@@ -107,6 +107,7 @@ def vector(value=1.0):
 
 def layer(**options):
     made = cbn.BatchNorm2d(CHANNELS, **options)
+    made.num_batches_tracked = 1  # nothing to warn of
     made(X)
     return made
 

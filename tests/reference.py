@@ -48,6 +48,36 @@ def batch_norm_backward(dy, x, mean, var, weight=None, eps=1e-5, axis=1, trainin
     return dx, dgamma, dbeta
 
 
+CORNERS = {None: (), "relu": (0,), "relu6": (0, 6), "leaky_relu": (0,), "hard_swish": (-3, 3)}
+
+
+def corners(activation):
+    """Where the gradient of an activation jumps."""
+    return activation[1:] if activation is not None and activation[0] == "clip" else CORNERS[activation if isinstance(activation, str | None) else activation[0]]
+
+
+def activate(v, activation):
+    """NaN stays NaN."""
+    kind, *numbers = activation if isinstance(activation, tuple) else (activation,)
+    if kind == "leaky_relu":
+        return np.where(v < 0, v * wide(numbers[0]), v)
+    if kind == "hard_swish":
+        return v * np.clip(v + 3, 0, 6) / 6
+    low, high = {None: (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6), "clip": numbers}[kind]
+    return np.where(v < low, low, np.where(v > high, high, v))
+
+
+def slope(v, activation):
+    """The gradient of an activation, away from its corners."""
+    kind, *numbers = activation if isinstance(activation, tuple) else (activation,)
+    if kind == "leaky_relu":
+        return np.where(v < 0, wide(numbers[0]), 1)
+    if kind == "hard_swish":
+        return np.where(v < -3, 0, np.where(v > 3, 1, v / 3 + wide(0.5)))
+    low, high = {None: (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6), "clip": numbers}[kind]
+    return np.where((v < low) | (v > high), 0, wide(1))
+
+
 def largest(a, axis=1):
     """The largest |a| of each channel, in a shape that broadcasts."""
     return abs(a).max(other_axes(a, axis), keepdims=True, initial=0)

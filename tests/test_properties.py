@@ -41,7 +41,7 @@ def test_the_space_has_everything():
     fine = [call for call in drawn if not call.errors]
     assert 1500 < len(fine) < 2700
     assert {call.operation for call in fine} == set(calls.OPERATIONS)
-    assert {call.out for call in fine} == {None, "out", "x", "dy"}
+    assert {call.out for call in fine} == {None, "out", "x", "dy", "residual"}
     assert {len(call.placed["x"].shape) for call in fine} == {2, 3, 4, 5, 6}
     assert {error for call in drawn for error in call.errors} == {ValueError, TypeError}
     arrays = [call.placed["x"].array for call in fine if call.placed["x"].array.size > 1]
@@ -59,6 +59,10 @@ def test_the_space_has_everything():
         assert sum(map(kind, arrays)) > 30
     assert sum(call.placed["x"].array.size == 0 for call in fine) > 30
     assert sum(call.poison for call in fine) > 30
+    assert {call.others.get("activation") for call in fine} == {None, *calls.ACTIVATIONS}
+    for operation in set(calls.OPERATIONS) - {"stats"}:
+        fused = [call for call in fine if call.operation == operation and "residual" in call.placed and call.others["activation"]]
+        assert len(fused) > 15
 
 
 WRONG_RESULTS = {
@@ -66,6 +70,33 @@ WRONG_RESULTS = {
     "one bit": lambda y, x: y.reshape(-1)[:1].view(np.uint32).__ixor__(1 << 14),
     "the input": lambda y, x: x.reshape(-1).__setitem__(0, 3),
 }
+
+
+@pytest.mark.parametrize("left_out", ["activation", "residual"])
+@pytest.mark.parametrize("operation", ["inference", "train", "backward", "frozen"])
+def test_what_is_left_out_is_noticed(operation, left_out):
+    """A check of the checks: results of a call that forgot what was to be fused."""
+    rng, made = np.random.default_rng(2), 0
+    while made < 10:
+        call = calls.draw(lambda options: options[int(rng.random() * len(options))])
+        if call.operation != operation or call.errors or call.poison or call.out or call.placed["x"].array.size < 50:
+            continue
+        if call.placed["x"].dtype != np.float32 or call.others["activation"] != "relu" or "residual" not in call.placed:
+            continue
+        made += 1
+        before = {name: p.copy() for name, p in call.placed.items()}
+        right = calls.run(call, {name: p.copy() for name, p in before.items()})
+        calls.compare_with_reference(call, before, right)
+        kept = dict(call.others), dict(call.placed)
+        if left_out == "activation":
+            call.others["activation"] = None
+        else:
+            del call.placed["residual"]
+        wrong = calls.run(call, call.placed)
+        call.others, call.placed = kept
+        if not calls.same(np.array(wrong["y"]), np.array(right["y"])):
+            with pytest.raises(AssertionError):
+                calls.compare_with_reference(call, before, wrong)
 
 
 @pytest.mark.parametrize("wrong", WRONG_RESULTS)
@@ -83,7 +114,8 @@ def test_what_is_wrong_is_noticed(wrong, monkeypatch):
     while made < 50:
         call = calls.draw(lambda options: options[int(rng.random() * len(options))])
         x = call.placed["x"].array
-        if call.operation != "train" or call.errors or call.out or x.dtype != np.float32 or x.size == 0 or not x.flags.c_contiguous:
+        fused = call.others.get("activation") or "residual" in call.placed  # which may hide it
+        if call.operation != "train" or call.errors or call.out or fused or x.dtype != np.float32 or x.size == 0 or not x.flags.c_contiguous:
             continue
         made += 1
         before = {name: p.copy() for name, p in call.placed.items()}
