@@ -2,11 +2,14 @@
 
 Each figure is of a process of its own: the peak of its resident memory during one call with out=, less what it was before (Linux only).
 The NumPy expression is measured too, to show that the method sees a temporary.
+
+With --service: what a service takes that lets cbn allocate its outputs, one layer after the other, in batches of 1 to 64 images, and then pauses.
 """
 
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,25 @@ def perform(operation, x, axis):
     return resident("VmHWM") - before
 
 
+def serve():
+    """MB beyond what was there before requests came: at most, after the last one, and two seconds later."""
+    layers = [(64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7)]
+    inputs = [np.ones((64, channels, width, width), np.float32) for channels, width in layers]
+    ones = [np.ones(channels, np.float32) for channels, _ in layers]
+    cbn.batch_norm(inputs[0][:1, :, :8, :8], ones[0], ones[0])
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    before = resident("VmRSS")
+    for batch in np.random.default_rng(0).permutation(np.repeat(np.arange(1, 65), 4)):
+        outputs = [cbn.batch_norm(x[:batch], one, one) for x, one in zip(inputs, ones, strict=True)]
+        largest = sum(y.nbytes for y in outputs) * 64 // batch
+        del outputs
+    figures = [resident("VmHWM"), resident("VmRSS")]
+    time.sleep(2)
+    figures.append(resident("VmRSS"))
+    peak, after, idle = ((figure - before) * 1024 / 1e6 for figure in figures)
+    print(f"MB: {peak:.0f} at most, of which {largest / 1e6:.0f} outputs of the largest batch; {after:.0f} after the last request; {idle:.0f} two seconds later")
+
+
 def measure(*arguments):
     """What perform returns, in a new process."""
     command = [sys.executable, __file__, "--one", *map(str, arguments)]
@@ -61,7 +83,10 @@ def main():
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--threads", type=int, default=cbn.get_num_threads())
     parser.add_argument("--one", nargs=5, metavar=("OPERATION", "LAYOUT", "BATCH", "CHANNELS", "THREADS"), help="a single figure, in KB")
+    parser.add_argument("--service", action="store_true", help="what a service takes, with the cbn that Python finds first")
     chosen = parser.parse_args()
+    if chosen.service:
+        return serve()
     if chosen.one:
         operation, layout, *numbers = chosen.one
         batch, channels, threads = map(int, numbers)

@@ -2,16 +2,17 @@
 
 import os
 
-from . import dispatch, threads
+from . import dispatch, memory, threads
 from ._version import __version__
 
 
 def show_config():
-    """Print the version, the CPU levels built, available and in use, OpenMP, and the number of threads."""
+    """Print the version, the CPU levels built, available and in use, OpenMP, the number of threads, and the memory kept."""
     print(f"cbn {__version__}")
     print(f"CPU level: {dispatch.get_isa()} in use; {', '.join(dispatch.isa_built())} built; {', '.join(dispatch.isa_available())} available")
     print(f"OpenMP: {'yes' if threads.has_openmp() else 'no (serial build)'}")
     print(f"threads: up to {threads.get_num_threads()}")
+    print(f"memory kept for outputs: up to {memory.get_cache_limit() / (1 << 20):.0f} MiB ({memory.cached_bytes() / (1 << 20):.0f} MiB now)")
 
 
 def get_include():

@@ -17,7 +17,7 @@ from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU,
 from .kernels.plan cimport cut_channels, fold_views
 from .kernels.table cimport (ARRAYS, BACKWARD, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, INT8, INT16, MAX_AXES, MOMENTS, OF_DY,
                              OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Vector, View)
-from .memory cimport new_like
+from .memory cimport copy_of, new_like
 from .native cimport any_negative, conclude_empty, execute, set_activation, worth_threads
 from .threads cimport limit
 
@@ -444,7 +444,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     elif job.fusion:
         residual_grad = new_grad = new_like(dx, None)
     else:
-        residual_grad = dy_.copy() if share_elements(dx, dy_) else dy_
+        residual_grad = copy_of(dy_) if share_elements(dx, dy_) else dy_
         residual_ = None                # without an activation, nothing depends on it
     if scaled:                          # what inference makes of dy, with a mean and bias of 0
         job.mean.data = job.bias.data = NULL

@@ -11,8 +11,10 @@ import numpy as np
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, strcpy
+from posix.resource cimport RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, getrlimit, rlimit
 cimport numpy as cnp
 
+from .cgroup import memory_limit
 from .words import show
 
 cnp.import_array()
@@ -34,111 +36,41 @@ cdef extern from "numpy/arrayobject.h":
         PyDataMemAllocator allocator
 
 cdef extern from "pages.h" nogil:
-    void* map_pages(size_t size)
-    void unmap_pages(void* block, size_t size)
-    void lock()
-    void unlock()
-    void survive_forks()
+    void* take_block(size_t bytes, bint zeros)
+    void give_block(void* data)
+    size_t room(void* data)
+    void set_most_kept(size_t most, size_t last)
+    void get_most_kept(size_t* most, size_t* last)
+    bint keeps()
+    void give_all_back()
+    size_t bytes_kept_now()
+    void start_pages()
 
 cdef enum:
     LEAST = 1 << 20             # bytes of an array that is worth keeping; below, malloc keeps its pages itself
-    HEADER = 64                 # keeps elements on cache lines
-
-ctypedef struct Block:
-    size_t size                 # of the mapping, this header included
-    Block* next                 # of the free blocks, the last freed first
-
-cdef Block* free_blocks = NULL
-cdef size_t free_bytes = 0
-cdef size_t limit = 0
-
-
-cdef size_t block_size(size_t size) noexcept nogil:
-    """The size of block for `size` bytes: one of eight to an octave, so that arrays of nearly one size share blocks."""
-    cdef size_t step = 4096
-    size += HEADER
-    while step * 16 < size:
-        step *= 2
-    return (size + step - 1) // step * step
-
-
-cdef void evict(size_t most) noexcept nogil:
-    """Give the blocks freed longest ago back to the system, until at most `most` bytes are kept. The lock is held."""
-    cdef Block** link
-    cdef Block* block
-    while free_bytes > most:
-        link = &free_blocks
-        while link[0].next != NULL:
-            link = &link[0].next
-        block = link[0]
-        link[0] = NULL
-        release(block)
-
-
-cdef void release(Block* block) noexcept nogil:
-    global free_bytes
-    free_bytes -= block.size
-    unmap_pages(block, block.size)
 
 
 cdef void* allocate(void* context, size_t size) noexcept nogil:
-    global free_bytes
-    cdef Block** link = &free_blocks
-    cdef Block* block = NULL
-    size = block_size(size)
-    lock()
-    while link[0] != NULL and link[0].size != size:
-        link = &link[0].next
-    if link[0] != NULL:
-        block = link[0]
-        link[0] = block.next
-        free_bytes -= size
-    unlock()
-    if block == NULL:
-        block = <Block*>map_pages(size)
-        if block == NULL:
-            return NULL
-        block.size = size
-    return <char*>block + HEADER
+    return take_block(size, False)
 
 
 cdef void* allocate_zeros(void* context, size_t count, size_t size) noexcept nogil:
-    cdef Block* block
-    if size and count > (<size_t>-1) // size - 2 * HEADER:
+    if size and count > <size_t>-1 // size:
         return NULL
-    size = block_size(count * size)
-    block = <Block*>map_pages(size)
-    if block == NULL:
-        return NULL
-    block.size = size
-    return <char*>block + HEADER
+    return take_block(count * size, True)
 
 
 cdef void* reallocate(void* context, void* data, size_t size) noexcept nogil:
-    cdef void* moved = allocate(context, size)
-    cdef size_t old
+    cdef void* moved = take_block(size, False)
     if moved != NULL and data != NULL:
-        old = (<Block*>(<char*>data - HEADER)).size - HEADER
-        memcpy(moved, data, min(old, size))
-        deallocate(context, data, old)
+        memcpy(moved, data, min(room(data), size))
+        give_block(data)
     return moved
 
 
 cdef void deallocate(void* context, void* data, size_t size) noexcept nogil:
-    global free_blocks, free_bytes
-    cdef Block* block
-    if data == NULL:
-        return
-    block = <Block*>(<char*>data - HEADER)
-    lock()
-    block.next = free_blocks
-    free_blocks = block
-    free_bytes += block.size
-    if block.size > limit:
-        free_blocks = block.next
-        release(block)
-    evict(limit)
-    unlock()
+    if data != NULL:
+        give_block(data)
 
 
 cdef PyDataMem_Handler handler
@@ -153,13 +85,17 @@ cdef cnp.ndarray new_like(cnp.ndarray x, object dtype):
     cdef object previous
     if dtype is None and not PyArray_ISNOTSWAPPED(x):
         dtype = x.dtype.newbyteorder("=")
-    if cnp.PyArray_SIZE(x) * (cnp.PyArray_ITEMSIZE(x) if dtype is None else dtype.itemsize) >= LEAST and limit > 0:
+    if cnp.PyArray_SIZE(x) * (cnp.PyArray_ITEMSIZE(x) if dtype is None else dtype.itemsize) >= LEAST and keeps():
         previous = PyDataMem_GetHandler()
         try:
             PyDataMem_SetHandler(handler_capsule)       # within: without memory for what it returns, it raises having set
             return new_array(x, dtype)
         finally:
             PyDataMem_SetHandler(previous)
+    try:
+        return new_array(x, dtype)
+    except MemoryError:
+        give_all_back()
     return new_array(x, dtype)
 
 
@@ -169,52 +105,84 @@ cdef cnp.ndarray new_array(cnp.ndarray x, object dtype):
     return np.empty_like(x, dtype=dtype, subok=False)
 
 
+cdef cnp.ndarray copy_of(cnp.ndarray x):
+    """A copy that is allocated as a new output."""
+    cdef cnp.ndarray y = new_like(x, None)
+    cnp.PyArray_CopyInto(y, x)
+    return y
+
+
+cdef void give_up_kept() noexcept nogil:
+    """Give what is kept back to the system, for what it has just refused memory."""
+    give_all_back()
+
+
 def get_cache_limit():
-    """The most bytes of freed output arrays that are kept for reuse."""
-    return limit
+    """The most bytes of freed output arrays that may be kept for reuse."""
+    most, last = _limits()
+    return most + last
 
 
 def set_cache_limit(size):
     """Keep at most `size` bytes of freed output arrays for reuse; what is kept beyond is given back to the system at once.
 
-    size : int >= 0; 0 turns the cache off. At import it is the environment variable CBN_CACHE_BYTES or, without it, 1 GiB but at most an eighth
-    of the machine's memory. Only output arrays of 1 MiB and more that cbn itself allocates are kept.
+    size : int >= 0; 0 turns the cache off, and NumPy allocates. At import it is the environment variable CBN_CACHE_BYTES. Without that, kept are at
+    most 64 MiB and, beyond these, the array freed last, which is what `y = f(x)` in a loop takes; but no more than a sixteenth and an eighth of the memory
+    that the process may use: of the machine's, its control groups' or its own limits (RLIMIT_AS, RLIMIT_DATA), as they are at import.
+
+    What isn't reused within a second is given back, and so is everything when the process forks or the system refuses cbn memory. Only output arrays of
+    1 MiB and more that cbn itself allocates are kept.
     """
-    global limit
     try:
         number = operator.index(None if isinstance(size, (bool, np.bool_)) else size)
     except Exception:
         raise TypeError(f"size: expected a number of bytes, got {show(size)}") from None
     if not 0 <= number < 1 << 62:
         raise ValueError(f"size: expected a number of bytes >= 0, got {show(size)}")
-    lock()
-    limit = number
-    evict(limit)
-    unlock()
+    set_most_kept(number, 0)
 
 
 def empty_cache():
     """Give all memory kept for output arrays back to the system."""
-    lock()
-    evict(0)
-    unlock()
+    give_all_back()
 
 
 def cached_bytes():
     """The bytes of freed output arrays that are kept now."""
-    return free_bytes
+    return bytes_kept_now()
 
 
-def _default_limit():
+def _limits():
+    """The most bytes that may be kept; and those of the block freed last, if it is kept beyond them."""
+    cdef size_t most, last
+    get_most_kept(&most, &last)
+    return most, last
+
+
+def _available():
+    """The bytes that the process may use at most; of a machine that doesn't say, 2 GiB."""
+    cdef rlimit own
+    most = 2 << 30
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = min(most, memory_limit())
+    for resource in (RLIMIT_AS, RLIMIT_DATA):
+        if getrlimit(resource, &own) == 0 and own.rlim_cur != RLIM_INFINITY:
+            most = min(most, own.rlim_cur)
+    return most
+
+
+def _set_default_limits():
     setting = os.environ.get("CBN_CACHE_BYTES")
     if setting:
-        if not setting.isdecimal():
-            raise ImportError(f"environment variable CBN_CACHE_BYTES: expected a number of bytes, got {setting!r}")
-        return int(setting)
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
-    return 1 << 28
+        try:
+            set_cache_limit(int(setting) if setting.isdecimal() else -1)
+        except ValueError:
+            raise ImportError(f"environment variable CBN_CACHE_BYTES: expected a number of bytes, got {setting!r}") from None
+        return
+    most = _available()
+    set_most_kept(min(64 << 20, most // 16), most // 8)
 
 
-set_cache_limit(_default_limit())
-survive_forks()
+start_pages()
+_set_default_limits()

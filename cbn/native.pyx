@@ -10,6 +10,7 @@ from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU,
 from .kernels.plan cimport ceil_div, coefficient_stride, share_work
 from .kernels.table cimport (ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADIENTS, HARD_SWISH, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, PIECEWISE, Job,
                             Vector)
+from .memory cimport give_up_kept
 from .threads cimport Loan, begin, borrow, give_back, worth_team
 
 cdef extern from "working_memory.h" nogil:
@@ -64,7 +65,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
 
     False where the system refuses the memory; nothing has been written then.
     """
-    cdef Py_ssize_t partials, coefficients, copies = 0, itemsize = 4 if job.dtype == FLOAT32 else 8
+    cdef Py_ssize_t partials, coefficients, bytes_needed, copies = 0, itemsize = 4 if job.dtype == FLOAT32 else 8
     cdef double elements = elements_of(job)
     cdef char* memory
     cdef bint stream
@@ -80,7 +81,11 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     if job.places != NULL:
         copies = job.threads * ARRAYS * COPIED * itemsize + 64
     begin(&loan)
-    memory = take_memory(partials + coefficients + copies + LINE_BYTES + sizeof(Job))
+    bytes_needed = partials + coefficients + copies + LINE_BYTES + sizeof(Job)
+    memory = take_memory(bytes_needed)
+    if memory == NULL:
+        give_up_kept()
+        memory = take_memory(bytes_needed)
     if memory != NULL:
         job.partials = <double*>memory
         job.copies = memory + partials + coefficients

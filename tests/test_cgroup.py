@@ -72,5 +72,25 @@ def test_no_such_files(tmp_path):
     assert cgroup.cpu_quota(str(tmp_path)) == math.inf
 
 
+def limit(root, own, mounts, **files):
+    quota(root, own, mounts, **files)
+    return cgroup.memory_limit(str(root))
+
+
+V1_MEMORY = "33 32 0:29 / /sys/fs/cgroup/memory rw shared:10 - cgroup cgroup rw,memory\n"
+
+
+def test_memory_limits(tmp_path):
+    files = {"memory.max": "max\n", "a/memory.max": "2000000\n", "a/memory.high": "1500000\n", "a/b/memory.max": "1800000\n", "c/memory.max": "1\n"}
+    assert limit(tmp_path, "0::/a/b\n", V2, **files) == 1500000
+
+
+@pytest.mark.parametrize("text, expected", [("1048576\n", 1 << 20), ("9223372036854771712\n", math.inf), ("-1\n", math.inf), ("", math.inf)])
+def test_memory_limits_of_version_1(tmp_path, text, expected):
+    assert limit(tmp_path, "4:memory:/jobs/7\n", V1_MEMORY, **{"memory/jobs/7/memory.limit_in_bytes": text}) == expected
+    assert cgroup.cpu_quota(str(tmp_path)) == math.inf
+
+
 def test_this_system():
+    assert cgroup.memory_limit() > 0
     assert cgroup.cpu_quota() > 0

@@ -1,6 +1,10 @@
 """Outputs that reuse the memory of freed ones are arrays like any other, and no more memory is kept than allowed."""
 
+import os
 import pickle
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -71,6 +75,80 @@ def test_wrong_limits(size, error):
     with pytest.raises(error, match=f"^size: expected a number of bytes.* got {size!r}"):
         cbn.set_cache_limit(size)
     assert cbn.get_cache_limit() == 1 << 26
+
+
+def test_given_back_when_idle():
+    cbn.batch_norm(X, MEAN, VAR)
+    assert memory.cached_bytes() > 0
+    end = time.monotonic() + 60
+    while memory.cached_bytes() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert memory.cached_bytes() == 0
+    np.testing.assert_array_equal(cbn.batch_norm(X, MEAN, VAR), EXPECTED)
+
+
+def python(code, **environment):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | environment)
+
+
+REFUSED = """
+import resource
+import numpy as np, cbn
+big = lambda mib: np.broadcast_to(np.float32(1), (1, 1, mib << 18))
+cbn.batch_norm(big(300), [0.0], [1.0])
+assert cbn.memory.cached_bytes() >= 300 << 20
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (450 << 20), -1))
+{call}
+print(cbn.memory.cached_bytes() >> 20)
+"""
+CALLS = {
+    "inference": "cbn.batch_norm(big(500), [0.0], [1.0])",
+    "training": "cbn.batch_norm_train(big(500))",
+    "backward": "cbn.batch_norm_backward(big(500), big(500), ([0.0], [1.0]))",
+    "without keeping": "cbn.memory.set_cache_limit(400 << 20); cbn.batch_norm(big(500), [0.0], [1.0])",
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("call", CALLS)
+def test_given_back_when_the_system_refuses_memory(call):
+    done = python(REFUSED.format(call=CALLS[call]), CBN_CACHE_BYTES=str(1 << 30), CBN_NUM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_forks():
+    """A child begins with nothing kept, and keeps and gives back as its parent does."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork")
+    cbn.batch_norm(X, MEAN, VAR)
+    child = os.fork()
+    if child == 0:
+        try:
+            empty = memory.cached_bytes() == 0
+            cbn.batch_norm(X, MEAN, VAR)
+            os._exit(0 if empty and memory.cached_bytes() > 0 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(cbn.batch_norm(X, MEAN, VAR), EXPECTED)
+
+
+def test_default_limits():
+    """Little, and the block freed last: what a loop takes."""
+    code = """
+import numpy as np, cbn
+assert cbn.get_cache_limit() > 0
+x = np.ones((1, 1, 49 << 18), np.float32)
+ys = [cbn.batch_norm(x, [0.0], [1.0]) for _ in range(6)]
+del ys
+print(cbn.memory.cached_bytes() >> 20)
+"""
+    done = python(code, CBN_CACHE_BYTES="")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 64 + 60
+    assert int(python(code.replace("assert cbn.get_cache_limit() > 0", ""), CBN_CACHE_BYTES="0").stdout) == 0
+    assert "CBN_CACHE_BYTES: expected a number of bytes, got 'x'" in python("import cbn", CBN_CACHE_BYTES="x").stderr
 
 
 def test_like_any_other_array():
