@@ -125,13 +125,15 @@ cdef double real_number(object value, str name) except? -1:
     raise TypeError(f"{name}: expected a real number, got {show(value)}")
 
 
-cdef double checked_eps(object eps, bint training) except? -1:
-    """> 0 in training, >= 0 otherwise."""
+cdef double checked_eps(object eps, bint training, cnp.ndarray x=None) except? -1:
+    """> 0 in training, >= 0 otherwise; and, of elements that are computed with in float32, so that 1 / sqrt(eps) is one."""
     cdef double number = real_number(eps, "eps")
     if training and not 0 < number <= DBL_MAX:
         raise ValueError(f"batch_norm eps must be positive during training, but got {show(eps)}")
     if not 0 <= number <= DBL_MAX:
         raise ValueError(f"batch_norm eps must be non-negative and finite, but got {show(eps)}")
+    if x is not None and cnp.PyArray_TYPE(x) != cnp.NPY_FLOAT64 and 0 < number < 1e-76:
+        raise ValueError(f"batch_norm eps must be at least 1e-76 where x is not float64, so that 1 / sqrt(eps) is within float32, but got {show(eps)}")
     return number
 
 

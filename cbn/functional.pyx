@@ -255,7 +255,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.momentum = checked_momentum(momentum)
-    job.eps = checked_eps(eps, True)
+    job.eps = checked_eps(eps, True, x_)
     check_running_pair(running_mean, running_var)
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {np.shape(x_)}")
@@ -333,7 +333,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
     memset(&job, 0, sizeof(job))
-    job.eps = checked_eps(eps, False)
+    job.eps = checked_eps(eps, False, x_)
     check_running_pair(running_mean, running_var)
     if running_mean is None:
         raise ValueError("running_mean must be defined in evaluation mode")
@@ -417,7 +417,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
     memset(&job, 0, sizeof(job))
-    job.eps = checked_eps(eps, train)
+    job.eps = checked_eps(eps, train, x_)
     if not same_shape(dy_, x_):
         raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
     check_type(dy_, "dy", x_)

@@ -290,6 +290,21 @@ def test_variances_below_zero(eps):
         cbn.BatchNorm2d(4).load_state_dict({"running_var": var}, strict=False)
 
 
+@pytest.mark.parametrize("eps", [1e-77, 1e-100, 5e-324])
+def test_eps_whose_root_has_no_inverse(eps):
+    for call in (
+        lambda x: cbn.batch_norm(x, *statistics(), eps=eps),
+        lambda x: cbn.batch_norm_train(x, eps=eps)[0],
+        lambda x: cbn.batch_norm_backward(x, x, statistics(), eps=eps).x,
+        lambda x: cbn.BatchNorm2d(4, eps=eps)(x),
+    ):
+        with pytest.raises(ValueError, match="^batch_norm eps must be at least 1e-76 where x is not float64"):
+            call(np.ones_like(X))
+        if eps > 1e-100:
+            assert np.isfinite(call(np.ones(X.shape))).all()
+    assert (cbn.batch_norm_train(np.ones_like(X), eps=1e-76)[0] == 0).all()
+
+
 def test_forms_of_arrays():
     mean, var = statistics()
     expected = cbn.batch_norm(X, mean, var, mean + 2, mean)
