@@ -108,10 +108,10 @@ cdef object integer(object value, str name):
 
 cdef double real_number(object value, str name) except? -1:
     """A number, or an array of shape () of one."""
+    if type(value) is float:
+        return value
     number = value
     try:
-        if type(value) is float:
-            return value
         if not isinstance(value, numbers.Real) and hasattr(value, "__array__"):
             array = as_array(value, name)
             if array.ndim == 0 and (array.dtype.kind in "fiu" or is_bfloat16(array)):

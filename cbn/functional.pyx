@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY
 cimport numpy as cnp
@@ -203,8 +203,16 @@ cdef inline cnp.ndarray result(Vector* vector, Py_ssize_t channels, int typenum)
 cdef inline cnp.ndarray running_copy(Vector* vector, cnp.ndarray a):
     """What the kernels update before it is stored: a copy in native byte order."""
     cdef cnp.ndarray copy = result(vector, cnp.PyArray_DIM(a, 0), cnp.PyArray_TYPE(a))
-    cnp.PyArray_CopyInto(copy, a)
+    copy_vector(copy, a)
     return copy
+
+
+cdef inline void copy_vector(cnp.ndarray to, cnp.ndarray a):
+    """Between arrays of one shape and type, but for the byte order."""
+    if cnp.PyArray_IS_C_CONTIGUOUS(to) and cnp.PyArray_IS_C_CONTIGUOUS(a) and PyArray_ISNOTSWAPPED(to) and PyArray_ISNOTSWAPPED(a):
+        memcpy(cnp.PyArray_DATA(to), cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a))
+    else:
+        cnp.PyArray_CopyInto(to, a)
 
 
 cdef bint raised_warnings():
@@ -292,14 +300,14 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
         judge(results[1], running_var, new_mean, new_var, accept)
         job.apply = FORWARD
         if running_mean is not None:
-            cnp.PyArray_CopyInto(new_mean, running_mean)
-            cnp.PyArray_CopyInto(new_var, running_var)
+            copy_vector(new_mean, running_mean)
+            copy_vector(new_var, running_var)
     run(&job, axis_, x_, None, residual_, y, None)
     counts = judge(results[1], running_var, new_mean, new_var, accept)
     # From here on nothing fails, nor does Python code run, where a signal's handler could raise.
     if running_mean is not None:
-        cnp.PyArray_CopyInto(running_mean, new_mean)
-        cnp.PyArray_CopyInto(running_var, new_var)
+        copy_vector(running_mean, new_mean)
+        copy_vector(running_var, new_var)
     if batches is not None and counts:
         cnp.PyArray_CopyInto(batches, counted)
     return results

@@ -268,7 +268,7 @@ class BatchNorm:
         self._may_be_untrained = self.track_running_stats
         self._changes = [0]     # of the arrays, counted before and after each: odd while one is under way
         self.frozen = frozen
-        self._forward = "no call came before"      # a _Call, or why there is none
+        self._forward = "no call came before"      # what a _Call holds, or why there is none
 
     def _dtype_of(self, name):
         return self.stats_dtype if name.startswith("running") else self.dtype
@@ -287,46 +287,49 @@ class BatchNorm:
             residual = array_of(residual, "residual")
         if self._ranks is not None and x.ndim not in self._ranks:
             raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
-        frozen = self.frozen if self.frozen is None else self._checked_frozen(self.frozen)
-        if self.running_mean is None and self.running_var is None:
+        own = self.__dict__     # where a _Checked attribute is: in a third of the time
+        frozen, training = own["frozen"], own["training"]
+        if frozen is not None:
+            self._checked_frozen(frozen)
+        if own["running_mean"] is None and own["running_var"] is None:
             return self._call_training(x, residual, out)
-        if self.training and frozen is None:
+        if training and frozen is None:
             with self._lock:
                 if self.training and self.frozen is None:       # still, after other threads' calls
                     return self._call_training(x, residual, out)
-        if self._may_be_untrained:
+        if own["_may_be_untrained"]:
             self._warn_if_untrained()
         # What another thread loads or trains meanwhile is seen in whole or not at all: a call whose parameters were changed under it is made again.
-        changes, training = self._changes[0], self.training
+        count = own["_changes"]
+        changes, training = count[0], own["training"]
+        mean, var, weight, bias = arrays = own["running_mean"], own["running_var"], own["weight"], own["bias"]
+        eps, axis, activation = own["eps"], own["axis"], own["activation"]
         in_place = out is not None and overwritten(out, x, residual)
         copied = in_place or changes % 2 == 1
-        y, used = self._normalize(x, residual, out, copied)
-        if not copied and changes != self._changes[0]:
-            y, used = self._normalize(x, residual, out, True)
-        self._may_be_untrained = False      # only now: the warning of a call that fails is not the last one
-        mean, var, weight, bias, eps, axis, activation = used
+        if copied:
+            arrays = self._copies(arrays)
+        y = batch_norm(x, *arrays, False, 0.0, eps, axis=axis, activation=activation, residual=residual, out=out)
+        if not copied and changes != count[0]:
+            y = batch_norm(x, *self._copies(arrays), False, 0.0, eps, axis=axis, activation=activation, residual=residual, out=out)
+        own["_may_be_untrained"] = False    # only now: the warning of a call that fails is not the last one
         affine = frozen != "all" and (weight is not None or bias is not None)
         if not affine and activation is None:
             x = _outline(x)
-            kept = x, None if residual is None else x
+            kept, kept_residual = x, None if residual is None else x
         elif in_place:
             self._forward = "the last call wrote its output over its input"
             return y
         elif training:
-            kept = x, residual
+            kept, kept_residual = x, residual
         else:   # weak, so that a network at inference doesn't keep its layers' inputs alive
-            kept = _weak(given), None if residual is None else _weak(given_residual)
-        self._forward = _Call(*kept, (mean, var), False, affine, weight, bias, eps, axis, activation)
+            kept, kept_residual = _weak(given), None if residual is None else _weak(given_residual)
+        own["_forward"] = kept, kept_residual, (mean, var), False, affine, weight, bias, eps, axis, activation      # a _Call, made quickly
         return y
 
-    def _normalize(self, x, residual, out, copied):
-        """y by the running statistics, and the attributes that were used. copied : whether to use copies of the arrays, of one moment."""
-        arrays = self.running_mean, self.running_var, self.weight, self.bias
-        used = *arrays, self.eps, self.axis, self.activation
-        if copied:
-            with self._lock:
-                arrays = [None if a is None else a.copy() for a in arrays]
-        return batch_norm(x, *arrays, False, 0.0, used[4], axis=used[5], activation=used[6], residual=residual, out=out), used
+    def _copies(self, arrays):
+        """Of one moment."""
+        with self._lock:
+            return [None if a is None else a.copy() for a in arrays]
 
     @property
     def _lock(self):
@@ -354,7 +357,7 @@ class BatchNorm:
         if tracked:
             self._may_be_untrained = False
         self._forward = ("the last call wrote its output over its input" if overwritten(out, x, residual) else
-                         _Call(x, residual, stats, True, True, *used))
+                         (x, residual, stats, True, True, *used))
         return y
 
     def _accept(self, stats, mean, var):
@@ -396,9 +399,9 @@ class BatchNorm:
             return self._backward(dy, out, checked_flag(retain, "retain"))
 
     def _backward(self, dy, out, retain):
-        call = self._forward
-        reason = call if isinstance(call, str) else None
+        reason = self._forward if isinstance(self._forward, str) else None
         if reason is None:
+            call = _Call(*self._forward)
             x, residual = _held(call.x), _held(call.residual)
             if x is None or residual is None and call.residual is not None:
                 reason = ("in eval mode a layer keeps only a weak reference to its input, which is gone, or was a list or another object that allows "
