@@ -1,4 +1,4 @@
-"""The CPU quota of control groups, as systems of both versions and containers show it, in a made-up file system."""
+"""The CPU quota and the memory limit of control groups, as systems of both versions and containers show them, in a made-up file system."""
 
 import math
 
@@ -10,17 +10,28 @@ V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdele
 V1 = (
     "33 32 0:29 / /sys/fs/cgroup/cpuset rw shared:10 - cgroup cgroup rw,cpuset\n"
     "34 32 0:30 / /sys/fs/cgroup/cpu,cpuacct rw shared:11 - cgroup cgroup rw,cpu,cpuacct\n"
+    "35 32 0:31 / /sys/fs/cgroup/memory rw shared:12 - cgroup cgroup rw,memory\n"
 )
-V1_OWN = "5:cpuset:/\n4:cpu,cpuacct:{}\n1:name=systemd:/init.scope\n0::/init.scope\n"
+V1_OWN = "6:memory:{0}\n5:cpuset:/\n4:cpu,cpuacct:{0}\n1:name=systemd:/init.scope\n0::/init.scope\n"
+NO_LIMIT = "9223372036854771712\n"  # version 1's: the largest number of pages
 
 
-def quota(root, own, mounts, **files):
-    """cpu_quota() where /proc/self says so and the groups have these files, given as path below /sys/fs/cgroup: text."""
+def make(root, own, mounts, **files):
+    """Let /proc/self say so and the groups have these files, given as path below /sys/fs/cgroup: text."""
     files = {"proc/self/cgroup": own, "proc/self/mountinfo": mounts} | {f"sys/fs/cgroup/{path}": text for path, text in files.items()}
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
+
+
+def quota(root, *groups, **files):
+    make(root, *groups, **files)
     return cgroup.cpu_quota(str(root))
+
+
+def memory(root, *groups, **files):
+    make(root, *groups, **files)
+    return cgroup.memory_limit(str(root))
 
 
 @pytest.mark.parametrize("text, expected", [("150000 100000\n", 1.5), ("max 100000\n", math.inf), ("50000 100000\n", 0.5)])
@@ -68,29 +79,51 @@ def test_what_cannot_be_read_is_no_quota(tmp_path, own, mounts, text):
     assert quota(tmp_path, own, mounts, **{"cpu.max": text, "cpu,cpuacct/cpu.max": text}) == math.inf
 
 
+@pytest.mark.parametrize("text", ["", "max", "-1", "x", "1 2", "1.5", "²"])
+def test_what_cannot_be_read_is_no_limit(tmp_path, text):
+    assert memory(tmp_path, "0::/a\n", V2, **{"memory.max": text, "a/memory.max": text}) == math.inf
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({"a/b/memory.max": "600000000\n"}, 600000000),
+        ({"a/b/memory.max": "max\n", "a/b/memory.high": "max\n"}, math.inf),
+        ({"a/b/memory.max": "800\n", "a/b/memory.high": "700\n"}, 700),
+        ({"a/b/memory.max": "max\n", "a/memory.max": "500\n", "memory.max": "900\n", "c/memory.max": "1\n"}, 500),
+        ({"a/b/memory.max": "300\n", "a/memory.max": "500\n", "a/memory.current": "7\n"}, 300),
+        ({"a/b/memory.max": "0\n"}, 0),
+    ],
+)
+def test_memory_in_version_2(tmp_path, files, expected):
+    assert memory(tmp_path, "0::/a/b\n", V2, **files) == expected
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({"memory/jobs/7/memory.limit_in_bytes": "600000000\n", "memory/memory.limit_in_bytes": NO_LIMIT}, 600000000),
+        ({"memory/jobs/7/memory.limit_in_bytes": NO_LIMIT, "memory/jobs/memory.limit_in_bytes": "1024\n"}, 1024),
+        ({"memory/jobs/7/memory.limit_in_bytes": NO_LIMIT, "memory/memory.limit_in_bytes": NO_LIMIT}, math.inf),
+        ({"memory/jobs/memory.limit_in_bytes": "9223372036854710272\n"}, math.inf),  # pages of 64 KiB
+        ({"memory/other/memory.limit_in_bytes": "5\n", "cpu,cpuacct/jobs/7/memory.limit_in_bytes": "6\n"}, math.inf),
+    ],
+)
+def test_memory_in_version_1(tmp_path, files, expected):
+    assert memory(tmp_path, V1_OWN.format("/jobs/7"), V1, **files) == expected
+
+
+def test_memory_in_a_container(tmp_path):
+    mounts = V1.replace("0:31 / ", "0:31 /docker/1234 ")
+    files = {"memory/memory.limit_in_bytes": "4000\n", "memory/inner/memory.limit_in_bytes": "3000\n"}
+    assert memory(tmp_path, V1_OWN.format("/docker/1234"), mounts, **files) == 4000
+    assert memory(tmp_path, V1_OWN.format("/docker/1234/inner"), mounts) == 3000
+
+
 def test_no_such_files(tmp_path):
-    assert cgroup.cpu_quota(str(tmp_path)) == math.inf
-
-
-def limit(root, own, mounts, **files):
-    quota(root, own, mounts, **files)
-    return cgroup.memory_limit(str(root))
-
-
-V1_MEMORY = "33 32 0:29 / /sys/fs/cgroup/memory rw shared:10 - cgroup cgroup rw,memory\n"
-
-
-def test_memory_limits(tmp_path):
-    files = {"memory.max": "max\n", "a/memory.max": "2000000\n", "a/memory.high": "1500000\n", "a/b/memory.max": "1800000\n", "c/memory.max": "1\n"}
-    assert limit(tmp_path, "0::/a/b\n", V2, **files) == 1500000
-
-
-@pytest.mark.parametrize("text, expected", [("1048576\n", 1 << 20), ("9223372036854771712\n", math.inf), ("-1\n", math.inf), ("", math.inf)])
-def test_memory_limits_of_version_1(tmp_path, text, expected):
-    assert limit(tmp_path, "4:memory:/jobs/7\n", V1_MEMORY, **{"memory/jobs/7/memory.limit_in_bytes": text}) == expected
-    assert cgroup.cpu_quota(str(tmp_path)) == math.inf
+    assert cgroup.cpu_quota(str(tmp_path)) == cgroup.memory_limit(str(tmp_path)) == math.inf
 
 
 def test_this_system():
-    assert cgroup.memory_limit() > 0
     assert cgroup.cpu_quota() > 0
+    assert cgroup.memory_limit() > 0
