@@ -407,7 +407,8 @@ class BatchNorm:
                 reason = ("in eval mode a layer keeps only a weak reference to its input, which is gone, or was a list or another object that allows "
                           "none: pass an array and keep it")
         if reason is not None:
-            raise RuntimeError(f"backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x), got none: {reason}")
+            raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x), "
+                               f"got none: {reason}")
         gradients = batch_norm_backward(dy, x, call.stats, call.weight, call.bias, call.eps, axis=call.axis, training=call.training,
                                         affine_grad=call.affine_grad, activation=call.activation, residual=residual, out=out)
         self.weight_grad = gradients.weight if call.weight is not None else None
@@ -508,7 +509,8 @@ class BatchNorm:
             if strict and missing:
                 problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
             if strict and unexpected:
-                problems.append("Unexpected key(s) in state_dict: " + ", ".join(f'"{name}"' if isinstance(name, str) else show(name) for name in unexpected))
+                names = (f'"{name}"' if isinstance(name, str) else show(name) for name in unexpected)
+                problems.append("Unexpected key(s) in state_dict: " + ", ".join(names))
             loaded = {}
             for name in [name for name in state if name in given]:
                 try:
