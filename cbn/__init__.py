@@ -1,6 +1,14 @@
 """Batch normalization for NumPy arrays on the CPU."""
 
 from ._version import __version__
+
+try:
+    from . import dispatch  # the first of the compiled modules
+except ImportError as error:
+    if error.name != __name__:
+        raise
+    raise ImportError(f"cbn: {__path__[0]} is a checkout that was not built; build it (pip install -e .), or work in another folder") from None
+
 from .config import get_include, show_config
 from .folding import Folded, fold_conv, fold_linear
 from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats

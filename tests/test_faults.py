@@ -9,7 +9,7 @@ import sys
 import sysconfig
 
 import pytest
-from test_threads import output, python
+from interpreter import output, python
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what the system does is Linux'")
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

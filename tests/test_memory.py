@@ -2,13 +2,13 @@
 
 import os
 import pickle
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from interpreter import python
 
 import cbn
 from cbn import memory
@@ -87,13 +87,8 @@ def test_given_back_when_idle():
     np.testing.assert_array_equal(cbn.batch_norm(X, MEAN, VAR), EXPECTED)
 
 
-def python(code, **environment):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | environment)
-
-
 REFUSED = """
 import resource
-import numpy as np, cbn
 big = lambda mib: np.broadcast_to(np.float32(1), (1, 1, mib << 18))
 cbn.batch_norm(big(300), [0.0], [1.0])
 assert cbn.memory.cached_bytes() >= 300 << 20
@@ -137,7 +132,6 @@ def test_forks():
 def test_default_limits():
     """Little, and the block freed last: what a loop takes."""
     code = """
-import numpy as np, cbn
 assert cbn.get_cache_limit() > 0
 x = np.ones((1, 1, 49 << 18), np.float32)
 ys = [cbn.batch_norm(x, [0.0], [1.0]) for _ in range(6)]
@@ -148,7 +142,7 @@ print(cbn.memory.cached_bytes() >> 20)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 64 + 60
     assert int(python(code.replace("assert cbn.get_cache_limit() > 0", ""), CBN_CACHE_BYTES="0").stdout) == 0
-    assert "CBN_CACHE_BYTES: expected a number of bytes, got 'x'" in python("import cbn", CBN_CACHE_BYTES="x").stderr
+    assert "CBN_CACHE_BYTES: expected a number of bytes, got 'x'" in python("", CBN_CACHE_BYTES="x").stderr
 
 
 def test_like_any_other_array():

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_threads import openmp, output
+from interpreter import output
+from test_threads import openmp
 
 import cbn
 from cbn import capi

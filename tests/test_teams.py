@@ -4,7 +4,8 @@ import os
 import sys
 
 import pytest
-from test_threads import openmp, output
+from interpreter import output
+from test_threads import openmp
 
 pytestmark = [openmp, pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of a process as Linux shows them")]
 

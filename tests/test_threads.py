@@ -4,35 +4,19 @@ import asyncio
 import contextvars
 import math
 import os
-import pathlib
 import re
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from interpreter import output, python
 
 import cbn
 from cbn.cgroup import cpu_quota
 
 pytestmark = pytest.mark.usefixtures("restored")
 openmp = pytest.mark.skipif(not cbn.threads.has_openmp(), reason="a build without OpenMP has one thread")
-
-
-def python(code, timeout=120, **environment):
-    """Run code in a new interpreter that imports this cbn, with these environment variables and none of the caller's that matter here."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CBN_", "OMP_NUM"))}
-    command = [sys.executable, "-c", "import os, numpy as np, cbn\n" + code]
-    folder = pathlib.Path(cbn.__file__).parents[1]  # modules are looked for in the working directory first
-    return subprocess.run(command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def output(code, **environment):
-    done = python(code, **environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @openmp
