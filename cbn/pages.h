@@ -143,7 +143,7 @@ static size_t rounded(size_t size, size_t step) { return (size + step - 1) / ste
 static void *take_block(size_t bytes, int zeros)
 {
     size_t size = bytes + PAGE, step = PAGE;
-    block **link = &kept, *b = NULL;
+    block **link = &kept, *b = NULL, *surplus = NULL;
     if (bytes > PTRDIFF_MAX / 2)
         return NULL;
     while (step * 16 < size)
@@ -156,10 +156,12 @@ static void *take_block(size_t bytes, int zeros)
         b = *link;
         *link = b->next;
         bytes_kept -= size;
-    }
+    } else if (size > most_kept)        /* a large one of another size will take its place */
+        surplus = take_surplus(most_kept, 0);
     turn++;
     size_t start = 512 + turn % 4 * 1024;
     pthread_mutex_unlock(&pages_lock);
+    unmap(surplus);
     if (b != NULL)
         return b->data;
     b = map_pages(size);

@@ -156,3 +156,17 @@ def test_sums_of_equal_terms(shape, axis):
     for actual, terms in ((g.bias, dy), (g.weight, dy * x)):
         expected = terms.astype(np.longdouble).sum(others)
         assert (abs(actual - expected) <= 4 * np.spacing(abs(expected).astype(np.float64))).all()
+
+
+@pytest.mark.parametrize("shape, axis", [((6, 5), 1), ((6, 5, 40), 1), ((3, 5, 2000), 1), ((600, 70), 1), ((2, 3, 4), 2)])
+@pytest.mark.parametrize("scale", [1e37, 1e38, 3.4e38])
+def test_elements_further_apart_than_the_largest_float(shape, axis, scale, isa):
+    """Their differences leave float32's range, the results don't."""
+    rng = np.random.default_rng(int(scale / 1e36))
+    x = (scale * rng.choice([-1, -0.5, 0.25, 1], shape)).astype(np.float32)
+    y, stats = cbn.batch_norm_train(x, axis=axis)
+    exact = x.astype(np.longdouble)
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    exact = (exact - exact.mean(others, keepdims=True)) / np.sqrt(exact.var(others, keepdims=True) + 1e-5)
+    assert abs(y - exact).max() <= 4 * np.spacing(np.float32(abs(exact).max()))
+    np.testing.assert_array_equal(cbn.batch_norm(x, stats.mean, stats.var, axis=axis), y)

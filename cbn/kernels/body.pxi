@@ -11,7 +11,7 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport parallel, threadid
-from libc.float cimport DBL_MAX
+from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport fabs, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
@@ -1323,7 +1323,8 @@ cdef inline void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t width
 
 # ---- between reduction and apply -------------------------------------------------------------------------------------------------------
 #
-# hi is the mean, rounded to the element type; what that loses, lo = mean - hi, goes into the offset.
+# hi is the mean, rounded to the element type; what that loses, lo = mean - hi, goes into the offset. Of channels whose elements may lie further apart
+# than the type's largest number, hi is 0, so that x - hi stays finite.
 #
 # forward:  y  = (x - hi) * scale + offset                with scale = weight * invstd, offset = bias - lo * scale
 # backward: dx = ((dy - offset) - (x - hi) * slope) * scale     with slope = weight_grad * invstd / m, offset = bias_grad / m - lo * slope
@@ -1362,6 +1363,12 @@ cdef inline void inverse_roots(const double* var, double eps, Py_ssize_t width, 
         invstd[j] = 1 / sqrt(var[j] + eps)
 
 
+cdef inline bint far_apart(const Job* job, double var, const real* kind) noexcept nogil:
+    """Whether elements may differ from their mean by more than FLT_MAX: in this batch, or, where var is given, by 256 standard deviations."""
+    cdef double most = FLT_MAX * <double>FLT_MAX
+    return real is float and var >= (min(most / 65536, most / (<double>job.outer * job.inner)) if job.reduction == MOMENTS else most / 65536)
+
+
 cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* kind) noexcept nogil:
     """For `width` <= CONCLUDED channels from c0 on, from the chunks' sums to the results and to what the apply pass needs."""
     cdef double mean[CONCLUDED]
@@ -1373,6 +1380,7 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
     cdef double bias[CONCLUDED]
     cdef double count = <double>job.outer * job.inner, each = 1 / count, lost
     cdef Py_ssize_t i, j, array, stride = coefficient_stride(job.columns)
+    cdef bint any_far = False
     cdef real* hi = <real*>job.coefficients + c0
     cdef real* scale = hi + stride
     cdef real* offset = scale + stride
@@ -1403,6 +1411,12 @@ cdef inline void conclude_channels(const Job* job, Py_ssize_t c0, Py_ssize_t wid
     for j in range(width):
         hi[j] = <real>mean[j]
         scale[j] = <real>(weight[j] * invstd[j])
+    for j in range(width):
+        any_far |= far_apart(job, var[j], kind)
+    if any_far:
+        for j in range(width):
+            if far_apart(job, var[j], kind):
+                hi[j] = 0
     if job.apply == FORWARD:
         read(&job.bias, c0, width, 0, bias)
         for j in range(width):
