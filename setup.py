@@ -20,22 +20,26 @@ if X86:
     LEVELS["avx2"] = ["-mavx2", "-mf16c"]
     LEVELS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mprefer-vector-width=512"]
 
-# Multiply-adds stay two roundings, so that every CPU level gives the same bits.
-FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "--param=max-completely-peel-times=8"]
+ELEMENTS = ["float32", "float64", "float16", "bfloat16"]        # as CBN_ELEMENT of lanes.h counts
 
-# Of compilers that know them. Only what is declared inline is: a function of many loops keeps nothing in registers. A loop that copies a few values
-# stays one: `rep movs` takes longer.
-OPTIONAL = ["-fno-inline-functions-called-once", "-fno-tree-loop-distribute-patterns"]
+# Multiply-adds stay two roundings, so that every CPU level gives the same bits.
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+
+# Of kernels, and of compilers that know them. Lanes are vectors already: what else is made of loops and of neighbouring numbers is longer, and slower.
+# A loop that copies a few values stays one: `rep movs` takes longer.
+LANES_ALONE = ["-fvect-cost-model=very-cheap", "-fno-ipa-cp-clone", "-fno-tree-slp-vectorize", "-fno-tree-loop-distribute-patterns",
+               "--param=max-completely-peel-times=4"]  # fmt: skip
 
 
 class BuildExt(build_ext):
     def build_extensions(self):
         openmp = self.openmp_flags()
-        known = [flag for flag in OPTIONAL if self.builds("int main(void) { return 0; }\n", [flag, "-Werror"])]
+        known = [flag for flag in LANES_ALONE if self.builds("int main(void) { return 0; }\n", [flag, "-Werror"])]
         last = os.environ.get("CBN_CFLAGS", "").split()
         for extension in self.extensions:
-            extension.extra_compile_args += FLAGS + known + openmp + last
+            extension.extra_compile_args += FLAGS + (known if extension.name.startswith("cbn.kernels") else []) + openmp + last
             extension.extra_link_args += openmp
+        self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
 
     def builds(self, program, flags):
@@ -62,12 +66,12 @@ class BuildExt(build_ext):
         return []
 
 
-def extension(name, flags=()):
+def extension(name, flags=(), element=0):
     return Extension(
         name,
         [name.replace(".", "/") + ".pyx"],
         include_dirs=[numpy.get_include(), "cbn", "cbn/kernels"],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"), ("CBN_ELEMENT", str(element))],
         extra_compile_args=list(flags),
         depends=glob.glob("cbn/kernels/*.h") + glob.glob("cbn/kernels/*.pxi" if name.startswith("cbn.kernels") else "cbn/*.pxi"),
     )
@@ -77,7 +81,12 @@ setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
         [extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "capi", "functional")]
-        + [extension(f"cbn.kernels.{level}", flags + ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]) for level, flags in LEVELS.items()],
+        + [
+            extension(f"cbn.kernels.{level}_{name}", flags + ["-DCYTHON_INLINE=inline __attribute__((always_inline))"], element)
+            for level, flags in LEVELS.items()
+            for element, name in enumerate(ELEMENTS)
+        ],
+        nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": 3,
             "boundscheck": False,

@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,17 +30,20 @@ TOLERANCE = 1e-3  # of an array's largest magnitude; statistics summed in float3
 
 
 class Worker:
-    """The process of a contender for a number of threads."""
+    """The process of a contender for a number of threads: in another installation's Python, of the cbn that is installed there."""
 
-    def __init__(self, name, threads):
+    def __init__(self, name, threads, python=None):
         self.name, self.threads = name, threads
+        self.python, self.module = (python, "cbn") if python else (sys.executable, name)
         self.start()
 
     def start(self):
         environment = dict(os.environ, OMP_NUM_THREADS=str(self.threads), NUMBA_NUM_THREADS=str(self.threads), NPROC=str(self.threads))
-        command = [sys.executable, str(Path(__file__).with_name("worker.py")), self.name]
+        command = [self.python, str(Path(__file__).with_name("worker.py")), self.module]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
         self.status, self.versions = self.answer()  # "ready" and the versions, or "cannot" and the reason
+        if self.module != self.name:
+            self.versions = f"cbn {self.versions}, of {self.python}"
 
     def answer(self):
         try:
@@ -82,7 +86,7 @@ def race(cell, workers, rounds):
 
     None, having said why, where cbn itself cannot: nothing is left to compare with.
     """
-    workers = [worker for worker in workers if worker.name in contestants(cell.op)]
+    workers = [worker for worker in workers if worker.module in contestants(cell.op)]
     cannot, ready, reference = {}, [], None
     for worker in workers:
         status, answer = worker.ask("prepare", cell)
@@ -134,6 +138,16 @@ def machine():
     }
 
 
+def installation(text):
+    """The type of the option --also: NAME=PYTHON."""
+    name, _, python = text.partition("=")
+    if not name.isidentifier() or name in CONTENDERS:
+        raise argparse.ArgumentTypeError(f"{name!r} is no name for it: expected NAME=PYTHON, the name a word that no contender has")
+    if not shutil.which(python):
+        raise argparse.ArgumentTypeError(f"{python!r} can't be run: expected NAME=PYTHON, the Python of an environment in which cbn is installed")
+    return name, python
+
+
 def several(convert, allowed=None):
     """The type of an option that takes values separated by commas."""
 
@@ -158,6 +172,7 @@ def options():
     add("--layouts", type=several(str, workloads.LAYOUTS), default=workloads.LAYOUTS, metavar="LAYOUT,...", help="where the channels are")
     add("--threads", type=several(int), metavar="N,...", help="by default 1 and the number of cores; with --quick the latter")
     add("--contenders", type=several(str, CONTENDERS), default=CONTENDERS, metavar="NAME,...", help="besides cbn")
+    add("--also", type=installation, action="append", default=[], metavar="NAME=PYTHON", help="another installation of cbn; any number of times")
     add(
         "--output", choices=[*workloads.OUTPUTS, "both"], default="given", help="whether the caller provides the output array; by default given"
     )
@@ -185,6 +200,7 @@ def main():
         "command": shlex.join(["python", "benchmarks/race.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
+        "also": [name for name, _ in chosen.also],
         "versions": {},
         "missing": {},
         "cells": [],
@@ -196,7 +212,7 @@ def main():
     try:
         for number in threads:
             workers = []
-            for worker in (Worker(name, number) for name in names):
+            for worker in (Worker(name, number, python) for name, python in [*((name, None) for name in names), *chosen.also]):
                 if worker.status == "ready":
                     workers.append(worker)
                 result["versions" if worker.status == "ready" else "missing"][worker.name] = worker.versions
@@ -225,7 +241,8 @@ def main():
     print(report.text(result))
     if chosen.plot:
         report.plot(result, chosen.plot)
+    return 1 if report.spoiled(result) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,15 +20,21 @@ class Result:
         self.seconds = measured["seconds"]
         self.disturbed = measured["disturbed"]
         self.cannot = measured["cannot"]
-        peers = [name for name in PEERS if name in self.seconds]
+        self.spoiled = [name for name, turns in self.disturbed.items() if 2 * turns > len(self.seconds[name])]
+        peers = [name for name in PEERS if name in self.seconds and name not in self.spoiled]
         self.best = min(peers, key=self.time) if peers else None
 
     def time(self, name):
         return median(self.seconds[name])
 
+    @property
+    def counts(self):
+        """Whether other processes left most of cbn's turns alone."""
+        return "cbn" not in self.spoiled
+
     def ratio(self, name):
-        """The contender's time / cbn's, round by round, the median of it; None if there is none."""
-        if name not in self.seconds:
+        """The contender's time / cbn's, round by round, the median of it; None if there is none, or other processes spoiled it."""
+        if name not in self.seconds or name in self.spoiled:
             return None
         return median(a / b for a, b in zip(self.seconds[name], self.seconds["cbn"], strict=True))
 
@@ -67,14 +73,14 @@ def title(network, op, layout, threads, output):
     return f"{network}, {op}, channels {layout}, {threads} thread{'s' * (threads > 1)}, {output}"
 
 
-def cell_tables(results, names):
+def cell_tables(results, names, also):
     for group, members in grouped(results, "network", "op", "layout", "threads", "output").items():
-        others = [name for name in contestants(members[0].cell.op) if name in names and name not in ("cbn", "wall")]
+        others = [name for name in names if name in (*contestants(members[0].cell.op), *also) and name not in ("cbn", "wall")]
         rows = []
         for r in members:
             best = "-" if r.best is None else f"{r.best_ratio:.2f} {r.best:<11}"
             rows.append(
-                [r.cell.array, str(r.cell.count), f"{r.cell.array_bytes / 1e6:.1f}", f"{r.time('cbn') * 1e6:.1f}", f"{r.speed('cbn'):.0f}"]
+                [r.cell.array + " *" * (not r.counts), str(r.cell.count), f"{r.cell.array_bytes / 1e6:.1f}", f"{r.time('cbn') * 1e6:.1f}", f"{r.speed('cbn'):.0f}"]
                 + [number(r.ratio("wall")), best, *(number(r.ratio(name)) for name in others)]
             )
         heading = ["array (N, C, ...)", "layers", "MB", "cbn us", "GB/s", "wall/cbn", "best peer/cbn", *others]
@@ -89,7 +95,7 @@ def totals(results, names):
         layers = NETWORKS[network][0]()
         for op in EVERY_OP:
             of_op = [r for r in members if r.cell.op == op]
-            if {r.cell.layer for r in of_op} == set(layers):
+            if {r.cell.layer for r in of_op if r.counts} == set(layers):
                 able = [name for name in names if all(name in r.seconds for r in of_op)]
                 sums[op] = {name: sum(r.cell.count * r.time(name) for r in of_op) for name in able}
         if "training" in sums and "backward" in sums:
@@ -110,8 +116,8 @@ def totals(results, names):
 def summary(results):
     rows = []
     for key, members in {**grouped(results, "op", "layout", "threads", "output"), ("all", "", "", ""): results}.items():
-        walls = [r.ratio("wall") for r in members if "wall" in r.seconds]
-        contested = [r for r in members if r.best]
+        walls = [r.ratio("wall") for r in members if r.counts and r.ratio("wall")]
+        contested = [r for r in members if r.counts and r.best]
         if not contested:
             continue
         ratios = [r.best_ratio for r in contested]
@@ -125,15 +131,35 @@ def summary(results):
     return f"Summary: geometric means of the cells' ratios, and the number of cells in which a peer is faster\n{table(heading, rows)}"
 
 
+def beside(results, name):
+    """Of another installation of cbn: means of its time / this one's, and the worst cell."""
+    rows = []
+    for key, members in {**grouped(results, "op", "layout", "threads", "output"), ("all", "", "", ""): results}.items():
+        compared = [r for r in members if r.counts and r.ratio(name)]
+        if compared:
+            ratios = [r.ratio(name) for r in compared]
+            worst = min(compared, key=lambda r: r.ratio(name))
+            rows.append([", ".join(map(str, filter(None, key))), str(len(compared)), number(geometric_mean(ratios)), number(max(ratios)),
+                         str(sum(ratio < LOST for ratio in ratios)), f"{min(ratios):.2f} {worst.cell.network} {worst.cell.array}"])  # fmt: skip
+    heading = ["operation, channels, threads, output", "cells", f"{name}/cbn", "most", f"below {LOST}", "worst cell"]
+    return f"Beside {name}: geometric means of its time / cbn's\n{table(heading, rows)}"
+
+
+def spoiled(result):
+    """The cells whose times mean nothing, as other processes disturbed most of cbn's turns."""
+    return [r.cell.name for r in map(Result, result["cells"]) if not r.counts]
+
+
 def text(result):
     """All tables."""
     results = [Result(measured) for measured in result["cells"]]
-    names = [name for name in CONTENDERS if name in result["versions"]]
+    also = [name for name in result.get("also", ()) if name in result["versions"]]
+    names = [name for name in CONTENDERS if name in result["versions"]] + also
     machine = result["machine"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     versions = [f"{name}: {version}" for name, version in result["versions"].items()]
     parts = ["\n".join([result["command"], f"{machine['cpu']}, {machine['cores']} cores; {caches}", *versions])]
-    parts += cell_tables(results, names)
+    parts += cell_tables(results, names, also)
     reasons = defaultdict(list)
     for name, reason in [(name, reason) for r in results for name, reason in r.cannot.items()] + list(result["missing"].items()):
         if reason not in reasons[name]:
@@ -148,7 +174,9 @@ def text(result):
     turns = {name: sum(len(r.seconds.get(name, ())) for r in results) for name in names}
     shares = [f"{n} {sum(r.disturbed.get(n, 0) for r in results) / turns[n]:.0%}" for n in names if turns[n]]
     parts.append(f"Turns in which threads had to wait for a core: {', '.join(shares)}")
-    parts += [totals(results, names), summary(results)] if results else []
+    if marked := spoiled(result):
+        parts.append("* Other processes disturbed most of cbn's turns; left out of all means:\n" + "\n".join(marked))
+    parts += [totals(results, names), summary(results), *(beside(results, name) for name in also)] if results else []
     return "\n\n".join(parts)
 
 

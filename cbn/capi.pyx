@@ -7,8 +7,8 @@ from libc.float cimport DBL_MAX
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
-from .kernels.plan cimport cut_channels, fold_views
-from .kernels.table cimport BACKWARD, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, PIECEWISE, Job, Vector, View
+from .kernels.job cimport BACKWARD, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, MOMENTS, Job, Vector, View
+from .kernels.order cimport cut_channels, fold_views
 from .native cimport any_negative, conclude_empty, execute, set_activation, worth_threads
 from .threads cimport allowed
 
@@ -75,7 +75,7 @@ cdef int begin(Job* job, int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff
         return 4
     if parameter_dtype != CBN_FLOAT32 and parameter_dtype != CBN_FLOAT64:
         return position
-    job.dtype = kernel_dtype(dtype)
+    job.dtype = job.stored = kernel_dtype(dtype)
     job.outer, job.channels, job.inner = outer, channels, inner
     if channels == 1:           # all its elements are one stretch of memory, however they are split
         job.outer, job.inner = 1, outer * inner
@@ -114,8 +114,6 @@ cdef int run(Job* job, const void* x, const void* dy, const void* residual, void
     if residual_grad != NULL:
         job.with_residual_grad = True
         job.residual_grad = <char*>residual_grad - <char*>y
-    if (residual != NULL or residual_grad != NULL) and not job.fusion:
-        job.fusion = PIECEWISE
     cut_channels(job)
     fold_views(job)
     itemsize = 4 if job.dtype == FLOAT32 else 8
@@ -212,4 +210,4 @@ cdef int cbn_backward(
     wrong = wrong_array(arrays, 11) or (14 if any_negative(&job.var, channels) else 0) \
         or finish(&job, 22, eps, training, activation, alpha, beta, threads)
     # Without an activation nothing depends on the residual.
-    return wrong or run(&job, x, dy, residual if job.fusion else NULL, dx, residual_grad, threads)
+    return wrong or run(&job, x, dy, residual if job.activation else NULL, dx, residual_grad, threads)

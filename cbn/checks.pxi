@@ -339,8 +339,6 @@ cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x,
     job.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
     if activation is None:
         set_activation(job, CBN_NONE, 0, 0, backward)
-        if residual is not None and not backward:
-            job.fusion = PIECEWISE
         return 0
     kind, *numbers = (activation,) if isinstance(activation, str) else activation if isinstance(activation, tuple) and activation else (None,)
     if not isinstance(kind, str):

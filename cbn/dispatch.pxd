@@ -1,7 +1,7 @@
 # What suits this machine: see dispatch.pyx.
 
-from .kernels.table cimport Table
+from .kernels.job cimport Table
 
-cdef Table* table
+cdef Table* tables[4]        # of each type that elements are stored as
 cdef double stream_bytes
 cdef double core_cache

@@ -26,7 +26,7 @@ _current = None
 
 def isa_built():
     """The CPU levels this installation has kernels for, best first."""
-    return [name for name in _supported if importlib.util.find_spec(f"cbn.kernels.{name}") is not None]
+    return [name for name in _supported if importlib.util.find_spec(f"cbn.kernels.{name}_float32") is not None]
 
 
 def isa_available():
@@ -44,10 +44,13 @@ def set_isa(name):
 
     Raises ValueError where the name is unknown, not built, or more than this machine can run.
     """
-    global table, _current
+    global _current
+    cdef int stored
     if not isinstance(name, str) or name not in isa_available():
         raise ValueError(f"CPU level: expected one of {', '.join(isa_available())} (built here and supported by this CPU), got {show(name)}")
-    table = <Table*>PyCapsule_GetPointer(importlib.import_module(f"cbn.kernels.{name}").capsule, "cbn.kernels.Table")
+    modules = [importlib.import_module(f"cbn.kernels.{name}_{elements}") for elements in ("float32", "float64", "float16", "bfloat16")]      # as Job.stored counts
+    for stored in range(4):
+        tables[stored] = <Table*>PyCapsule_GetPointer(modules[stored].capsule, "cbn.kernels.Table")
     _current = name
 
 

@@ -14,9 +14,9 @@ from libc.math cimport INFINITY
 cimport numpy as cnp
 
 from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
-from .kernels.plan cimport cut_channels, fold_views
-from .kernels.table cimport (ARRAYS, BACKWARD, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, INT8, INT16, MAX_AXES, MOMENTS, OF_DY,
-                             OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, PIECEWISE, UINT8, UINT16, Job, Place, Places, Vector, View)
+from .kernels.job cimport (ARRAYS, BACKWARD, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, INT8, INT16, MAX_AXES, MOMENTS, OF_DY,
+                             OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, UINT8, UINT16, Job, Place, Places, Vector, View)
+from .kernels.order cimport cut_channels, fold_views
 from .memory cimport copy_of, new_like
 from .native cimport any_negative, conclude_empty, execute, set_activation, worth_threads
 from .threads cimport limit
@@ -153,7 +153,9 @@ cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray resi
         conclude_empty(job, cnp.PyArray_DIM(x, axis))
         return 0
     job.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
+    job.stored = stored_as(x)
     if not prepare(job, axis, x, dy, y) or not alike(residual, x) or not alike(residual_grad, y):
+        job.stored = job.dtype
         place_arrays(job, &places, axis, x, dy, residual, y, residual_grad)
     if residual is not None:
         job.with_residual = True
@@ -178,7 +180,7 @@ cdef inline int bytes_of(cnp.ndarray a) noexcept:
 
 cdef bint prepare(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y) noexcept:
     """See the arrays as (outer, channels, inner) and cut the work; False where they aren't used as they are."""
-    if not plain(x, job.dtype) or not (dy is None or plain(dy, job.dtype)) or not (y is None or plain(y, job.dtype)) \
+    if not plain(x, job.stored) or not (dy is None or plain(dy, job.stored)) or not (y is None or plain(y, job.stored)) \
             or not view_together(job, axis, x, dy, y, NULL):
         return False
     cut_channels(job)
@@ -442,14 +444,14 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
     residual_ = addend(residual, x_)
     set_fusion(&job, activation, residual_, x_, True)
-    scaled = not (train or affine or job.fusion)
+    scaled = not (train or affine or job.activation)
     dx = output(out, dy_ if scaled else x_)
     if out is not None:
         check_outputs(dx, x_, dy_, residual_, weight, bias, mean, var, "stats.")
     check_variance(&job.var, channels, "stats.var", job.eps)
     if residual_ is None:
         residual_grad = None
-    elif job.fusion:
+    elif job.activation:
         residual_grad = new_grad = new_like(dx, None)
     else:
         residual_grad = copy_of(dy_) if share_elements(dx, dy_) else dy_

@@ -1,6 +1,6 @@
 # What a call needs no Python for: see native.pyx.
 
-from .kernels.table cimport Job, Vector
+from .kernels.job cimport Job, Vector
 
 cdef bint worth_threads(const Job* job) noexcept nogil
 cdef bint execute(Job* job, int budget) noexcept nogil

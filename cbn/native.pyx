@@ -7,9 +7,10 @@ from libc.string cimport memcpy
 
 from . cimport dispatch
 from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
-from .kernels.plan cimport ceil_div, coefficient_stride, share_work
-from .kernels.table cimport (ARRAYS, COEFFICIENTS, COPIED, FLOAT32, GATES, GRADIENTS, HARD_SWISH, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, PIECEWISE, Job,
-                            Vector)
+from .kernels.job cimport (ARRAYS, CLIPPED, COEFFICIENTS, COPIED, FLOAT32, GRADIENTS, HARD_SWISH, LEAKY, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, Job,
+                          Vector)
+from .kernels.order cimport SMALL_PLANE, ceil_div, coefficient_stride, sums_of
+from .kernels.tuning cimport share_work
 from .memory cimport give_up_kept
 from .threads cimport Loan, begin, borrow, give_back, worth_team
 
@@ -50,6 +51,11 @@ cdef bint reads_where_it_writes(const Job* job) noexcept nogil:
     return at[OF_Y] == at[OF_X] or at[OF_Y] == at[OF_DY] or at[OF_Y] == at[OF_RESIDUAL]
 
 
+cdef bint copies_boxes(const Job* job) noexcept nogil:
+    """Whether there may be boxes of arrays that lanes can't take where they are."""
+    return job.places != NULL or job.by_columns and (job.columns % SMALL_PLANE or job.tail)
+
+
 cdef Job* apart(const Job* job, char* memory) noexcept nogil:
     """A copy of the job in working memory, from the next cache line on: what other threads read on the caller's stack, the caller waits for when it
     writes there again."""
@@ -74,11 +80,11 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     # What has just been read is in the first cache, and is written there; kernels that write past the caches rely on it.
     stream = elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes and not reads_where_it_writes(job)
     share_work(job, loan.threads, stream, elements * job.bytes_read, dispatch.core_cache)
-    partials = ceil_div(2 * job.chunks * job.columns * sizeof(double), 64) * 64 if job.reduction else 0
-    coefficients = (COEFFICIENTS + GATES) * coefficient_stride(job.columns) * itemsize
+    partials = ceil_div(sums_of(job) * job.chunks * job.columns * sizeof(double), 64) * 64 if job.reduction else 0
+    coefficients = COEFFICIENTS * coefficient_stride(job.columns) * itemsize
     if not job.reduction or job.by_channel:
         coefficients *= job.threads         # a thread makes its own
-    if job.places != NULL:
+    if copies_boxes(job):
         copies = job.threads * ARRAYS * COPIED * itemsize + 64
     begin(&loan)
     bytes_needed = partials + coefficients + copies + LINE_BYTES + sizeof(Job)
@@ -88,12 +94,12 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
         memory = take_memory(bytes_needed)
     if memory != NULL:
         job.partials = <double*>memory
-        job.copies = memory + partials + coefficients
-        job.copies = <char*>job.copies + (64 - <size_t>job.copies % 64)     # to a cache line
+        job.copies_at = memory + partials + coefficients
+        job.copies_at = <char*>job.copies_at + (64 - <size_t>job.copies_at % 64)     # to a cache line
         job.coefficients = memory + partials
         if loan.threads > 1:
             job.serial_seconds = &loan.serial_seconds
-        dispatch.table.run(job if loan.threads == 1 else apart(job, memory + partials + coefficients + copies))
+        dispatch.tables[job.stored].run(job if loan.threads == 1 else apart(job, memory + partials + coefficients + copies))
         give_memory_back(memory)
     give_back(&loan)
     return memory != NULL
@@ -148,7 +154,7 @@ cdef bint set_activation(Job* job, int activation, double alpha, double beta, bi
     job.low = job.high = NAN
     if activation == CBN_NONE:
         return True
-    job.fusion = HARD_SWISH if activation == CBN_HARD_SWISH else PIECEWISE
+    job.activation = HARD_SWISH if activation == CBN_HARD_SWISH else LEAKY if activation == CBN_LEAKY_RELU else CLIPPED
     if activation == CBN_RELU:
         job.low = 0
     elif activation == CBN_RELU6:
@@ -161,7 +167,6 @@ cdef bint set_activation(Job* job, int activation, double alpha, double beta, bi
         return alpha <= beta
     elif activation == CBN_LEAKY_RELU:
         job.low = 0
-        job.leaky = True
         job.slope = alpha
         return -DBL_MAX <= alpha <= DBL_MAX
     else:

@@ -28,9 +28,14 @@ cdef bint is_bfloat16(cnp.ndarray a) noexcept:
 
 
 cdef bint plain(cnp.ndarray a, int dtype) noexcept:
-    """Whether elements can be read where they are: of the type that is computed with, native byte order, aligned."""
-    cdef int computed = cnp.NPY_FLOAT32 if dtype == FLOAT32 else cnp.NPY_FLOAT64
-    return cnp.PyArray_TYPE(a) == computed and PyArray_ISNOTSWAPPED(a) and PyArray_ISALIGNED(a)
+    """Whether elements can be read where they are: of this type, in native byte order, aligned."""
+    return dtype_of(a) == dtype and PyArray_ISNOTSWAPPED(a) and PyArray_ISALIGNED(a)
+
+
+cdef int stored_as(cnp.ndarray x) noexcept:
+    """The type of elements that kernels take where they are: x's, if there are kernels for it."""
+    cdef int dtype = dtype_of(x)
+    return dtype if dtype <= BFLOAT16 else FLOAT32
 
 
 cdef bint alike(cnp.ndarray a, cnp.ndarray b) noexcept:
@@ -201,8 +206,12 @@ cdef bint view_alone(Job* job, View* view, const Axes* axes, int axis, cnp.ndarr
     view.channel_stride = cnp.PyArray_STRIDE(a, axis) // item if cnp.PyArray_DIM(a, axis) > 1 else 1
     if pixels % item or job.channels > 1 and cnp.PyArray_STRIDE(a, axis) % item:
         return False
-    if job.inner > 1:
-        return cnp.PyArray_STRIDE(a, axes.of[axes.count - 1]) == item
+    if job.inner > 1 and cnp.PyArray_STRIDE(a, axes.of[axes.count - 1]) != item:
+        return False
+    if not job.by_columns:
+        return True
+    if job.inner > 1 and (job.channels == 1 or view.channel_stride == job.inner):
+        view.channel_stride = 1
     return view.channel_stride == 1 and (job.fold == 1 or pixels == job.channels * item)
 
 
@@ -238,6 +247,4 @@ cdef int place(Job* job, Places* places, const Axes* axes, Place* a_place, int a
     a_place.strides[0] = 0
     for i in range(places.axes):
         a_place.strides[i] = cnp.PyArray_STRIDE(a, axes.of[i])
-    a_place.regular = places.outer_axes <= 1 and places.axes - places.outer_axes <= 1 and (
-        job.fold == 1 or a_place.strides[0] == job.channels * a_place.channel_stride)
     return 0

@@ -1,59 +1,262 @@
-/* Sums across the lanes of a vector, which loops leave to scalars. The order is the same at every vector width. */
+/* LANES elements side by side, as a value: one register of AVX-512, two of AVX2, four of SSE2 or NEON, plain C elsewhere.
+ *
+ * The only file that knows an instruction set. Operations round as IEEE 754 says and are the same at every level, so results are the same bits.
+ * CBN_ELEMENT (as Job.dtype counts) says how elements are stored; they are computed with as `real`, and what is loaded or stored is converted. */
 #ifndef CBN_LANES_H
 #define CBN_LANES_H
 
+#include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "elements.h"
 
-typedef float cbn_float8 __attribute__((vector_size(32)));
-typedef double cbn_double2 __attribute__((vector_size(16)));
-typedef double cbn_double4 __attribute__((vector_size(32)));
-typedef double cbn_double8 __attribute__((vector_size(64)));
+#define FORCED static inline __attribute__((always_inline))
 
-static inline __attribute__((always_inline)) double halves_upon_halves(const cbn_double8 *a)
-{
-#if defined(__AVX512F__)
-    __m256d b = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)*a), _mm512_extractf64x4_pd((__m512d)*a, 1));
-    __m128d d = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(d, _mm_unpackhi_pd(d, d)));
+#if CBN_ELEMENT == 1
+typedef double real;
+typedef double elem;
+#define SUFFIX pd
 #else
-    cbn_double4 b, c;
-    cbn_double2 d, e;
-    memcpy(&b, a, 32);
-    memcpy(&c, (const char *)a + 32, 32);
-    b += c;
-    memcpy(&d, &b, 16);
-    memcpy(&e, (char *)&b + 16, 16);
-    d += e;
-    return d[0] + d[1];
-#endif
-}
-
-/* Of 16 elements, in float64. */
-static inline __attribute__((always_inline)) double sum_of_floats(const float *p)
-{
-    cbn_double8 sums;
-#if defined(__AVX512F__)
-    sums = (cbn_double8)_mm512_add_pd(_mm512_cvtps_pd(_mm256_loadu_ps(p)), _mm512_cvtps_pd(_mm256_loadu_ps(p + 8)));
+typedef float real;
+#define SUFFIX ps
+#if CBN_ELEMENT == 0
+typedef float elem;
 #else
-    cbn_float8 a, b;
-    memcpy(&a, p, 32);
-    memcpy(&b, p + 8, 32);
-    sums = __builtin_convertvector(a, cbn_double8) + __builtin_convertvector(b, cbn_double8);
+typedef uint16_t elem;
 #endif
-    return halves_upon_halves(&sums);
+#endif
+
+#define LANES ((ptrdiff_t)(64 / sizeof(real)))
+#define JOINED_(a, b, c) a##b##_##c
+#define JOINED(a, b, c) JOINED_(a, b, c)
+
+/* ---- registers ---------------------------------------------------------------------------------------------------------------------------- */
+
+#if defined(__AVX512F__)
+#define OP(name) JOINED(_mm512_, name, SUFFIX)
+#if CBN_ELEMENT == 1
+typedef __m512d reg;
+#else
+typedef __m512 reg;
+#endif
+FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return OP(mask_blend)(JOINED(_mm512_cmp_, SUFFIX, mask)(a, b, _CMP_LT_OQ), no, yes); }
+FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return OP(mask_blend)(JOINED(_mm512_cmp_, SUFFIX, mask)(a, b, _CMP_LE_OQ), no, yes); }
+#define TILE_LANES 4
+#elif defined(__AVX2__)
+#define OP(name) JOINED(_mm256_, name, SUFFIX)
+#if CBN_ELEMENT == 1
+typedef __m256d reg;
+#else
+typedef __m256 reg;
+#endif
+FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return OP(blendv)(no, yes, OP(cmp)(a, b, _CMP_LT_OQ)); }
+FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return OP(blendv)(no, yes, OP(cmp)(a, b, _CMP_LE_OQ)); }
+#define TILE_LANES 2
+#elif defined(__SSE2__)
+#define OP(name) JOINED(_mm_, name, SUFFIX)
+#if CBN_ELEMENT == 1
+typedef __m128d reg;
+#else
+typedef __m128 reg;
+#endif
+FORCED reg reg_pick(reg mask, reg yes, reg no) { return OP(or)(OP(and)(mask, yes), OP(andnot)(mask, no)); }
+FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return reg_pick(OP(cmplt)(a, b), yes, no); }
+FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return reg_pick(OP(cmple)(a, b), yes, no); }
+#define TILE_LANES 1
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#if CBN_ELEMENT == 1
+typedef float64x2_t reg;
+#define NEON(name) name##_f64
+#else
+typedef float32x4_t reg;
+#define NEON(name) name##_f32
+#endif
+#define OP_loadu NEON(vld1q)
+#define OP_storeu NEON(vst1q)
+#define OP_stream NEON(vst1q)
+#define OP_set1 NEON(vdupq_n)
+#define OP_add NEON(vaddq)
+#define OP_sub NEON(vsubq)
+#define OP_mul NEON(vmulq)
+#define OP_div NEON(vdivq)
+#define OP(name) OP_##name
+FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return NEON(vbslq)(NEON(vcltq)(a, b), yes, no); }
+FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return NEON(vbslq)(NEON(vcleq)(a, b), yes, no); }
+FORCED reg OP_max(reg a, reg b) { return reg_less(b, a, a, b); }
+FORCED reg OP_min(reg a, reg b) { return reg_less(a, b, a, b); }
+#define TILE_LANES 2
+#else
+typedef real reg;
+#define OP(name) op_##name
+FORCED reg op_loadu(const real *p) { return *p; }
+FORCED void op_storeu(real *p, reg a) { *p = a; }
+FORCED void op_stream(real *p, reg a) { *p = a; }
+FORCED reg op_set1(real a) { return a; }
+FORCED reg op_add(reg a, reg b) { return a + b; }
+FORCED reg op_sub(reg a, reg b) { return a - b; }
+FORCED reg op_mul(reg a, reg b) { return a * b; }
+FORCED reg op_div(reg a, reg b) { return a / b; }
+FORCED reg op_max(reg a, reg b) { return a > b ? a : b; }
+FORCED reg op_min(reg a, reg b) { return a < b ? a : b; }
+FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return a < b ? yes : no; }
+FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return a <= b ? yes : no; }
+#define TILE_LANES 1
+#endif
+
+#define WIDTH ((ptrdiff_t)(sizeof(reg) / sizeof(real)))
+#define REGS (64 / sizeof(reg))
+
+typedef struct { reg r[REGS]; } lanes;
+
+#define EACH(expression) do { lanes o; unsigned k; for (k = 0; k < REGS; k++) o.r[k] = (expression); return o; } while (0)
+
+/* ---- arithmetic --------------------------------------------------------------------------------------------------------------------------- */
+
+FORCED lanes spread(real a) { EACH(OP(set1)(a)); }
+FORCED lanes add(lanes a, lanes b) { EACH(OP(add)(a.r[k], b.r[k])); }
+FORCED lanes sub(lanes a, lanes b) { EACH(OP(sub)(a.r[k], b.r[k])); }
+FORCED lanes mul(lanes a, lanes b) { EACH(OP(mul)(a.r[k], b.r[k])); }
+FORCED lanes quotient(lanes a, lanes b) { EACH(OP(div)(a.r[k], b.r[k])); }
+FORCED lanes most(lanes a, lanes b) { EACH(OP(max)(a.r[k], b.r[k])); }      /* a > b ? a : b, so b where either is NaN */
+FORCED lanes least(lanes a, lanes b) { EACH(OP(min)(a.r[k], b.r[k])); }     /* a < b ? a : b */
+FORCED lanes if_less(lanes a, lanes b, lanes yes, lanes no) { EACH(reg_less(a.r[k], b.r[k], yes.r[k], no.r[k])); }
+FORCED lanes if_up_to(lanes a, lanes b, lanes yes, lanes no) { EACH(reg_up_to(a.r[k], b.r[k], yes.r[k], no.r[k])); }     /* a <= b */
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------------------------- */
+
+FORCED lanes load_reals(const real *p) { EACH(OP(loadu)(p + WIDTH * k)); }
+FORCED void store_reals(real *p, lanes a) { unsigned k; for (k = 0; k < REGS; k++) OP(storeu)(p + WIDTH * k, a.r[k]); }
+
+#if CBN_ELEMENT < 2
+FORCED lanes load(const elem *p) { return load_reals(p); }
+FORCED void store(elem *p, lanes a) { store_reals(p, a); }
+/* Past the caches; on a 64-byte boundary. */
+FORCED void stream(elem *p, lanes a) { unsigned k; for (k = 0; k < REGS; k++) OP(stream)(p + WIDTH * k, a.r[k]); }
+#else
+#define BRAIN (CBN_ELEMENT == 3)
+FORCED lanes load(const elem *p)
+{
+#if defined(__AVX512F__)
+    __m256i a = _mm256_loadu_si256((const __m256i *)p);
+    EACH(BRAIN ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)) : _mm512_cvtph_ps(a));
+#elif defined(__AVX2__)
+    EACH(BRAIN ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p + k)), 16))
+               : _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + k)));
+#else
+    real some[16];
+    int j;
+    for (j = 0; j < 16; j++)
+        some[j] = BRAIN ? float_of_bfloat16(p[j]) : float_of_half(p[j]);
+    return load_reals(some);
+#endif
 }
 
-static inline __attribute__((always_inline)) double sum_of_doubles(const double *p)
+FORCED void store(elem *p, lanes a)
 {
-    cbn_double8 a, b;
-    memcpy(&a, p, 64);
-    memcpy(&b, p + 8, 64);
-    a += b;
-    return halves_upon_halves(&a);
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)p, BRAIN ? _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_bfloat16(a.r[0]), 16))
+                                            : _mm512_cvtps_ph(a.r[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    real some[16];
+    int j;
+#if defined(__AVX2__)
+    if (!BRAIN) {
+        _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.r[0], _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(a.r[1], _MM_FROUND_TO_NEAREST_INT));
+        return;
+    }
+#endif
+    store_reals(some, a);
+    for (j = 0; j < 16; j++)
+        p[j] = BRAIN ? bfloat16_of_float(some[j]) : half_of_float(some[j]);
+#endif
 }
+
+FORCED void stream(elem *p, lanes a)
+{
+    elem some[16];
+    store(some, a);
+#if defined(__SSE2__)
+    _mm_stream_si128((__m128i *)p, _mm_loadu_si128((const __m128i *)some));
+    _mm_stream_si128((__m128i *)p + 1, _mm_loadu_si128((const __m128i *)some + 1));
+#else
+    memcpy(p, some, sizeof(some));
+#endif
+}
+#endif
+
+#if CBN_ELEMENT < 2
+FORCED double real_of(elem a) { return a; }
+#else
+FORCED double real_of(elem a) { return BRAIN ? float_of_bfloat16(a) : float_of_half(a); }
+#endif
+
+/* Its last n lanes; the others hold `fill`. */
+FORCED lanes last(ptrdiff_t n, lanes a, lanes fill)
+{
+#if defined(__AVX512F__)
+    lanes o;
+    o.r[0] = OP(mask_blend)((0xffff >> (16 - LANES)) & (0xffff << (LANES - n)), fill.r[0], a.r[0]);
+    return o;
+#else
+    static const real place[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+    lanes first = spread((real)(LANES - n));
+    EACH(reg_less(first.r[k], OP(loadu)(place + WIDTH * k), a.r[k], fill.r[k]));
+#endif
+}
+
+/* Store the last n lanes so that they end at `end`. */
+FORCED void store_last(elem *end, ptrdiff_t n, lanes a)
+{
+#if defined(__AVX512F__) && CBN_ELEMENT < 2
+    OP(mask_storeu)(end - LANES, (0xffff >> (16 - LANES)) & (0xffff << (LANES - n)), a.r[0]);
+#else
+    elem some[16];
+    store(some, a);
+    memcpy(end - n, some + LANES - n, n * sizeof(elem));
+#endif
+}
+
+/* n < LANES elements past the caches. What stands on either side of them in their lines is streamed, too: parts of a line that are written soon after
+ * one another leave as one, and a store of the other kind would wait for the line to come back. */
+static inline void stream_few(elem *p, const elem *from, ptrdiff_t n)
+{
+    ptrdiff_t bytes = n * (ptrdiff_t)sizeof(elem), i = 0;
+#if defined(__SSE2__)
+    for (; i + 4 <= bytes && (uintptr_t)p % 4 == 0; i += 4) {
+        int a;
+        memcpy(&a, (const char *)from + i, 4);
+        _mm_stream_si32((int *)((char *)p + i), a);
+    }
+#endif
+    memcpy((char *)p + i, (const char *)from + i, bytes - i);
+}
+
+FORCED void stream_first(elem *p, ptrdiff_t n, lanes a)
+{
+    elem some[16];
+    store(some, a);
+    stream_few(p, some, n);
+}
+
+FORCED void stream_last(elem *end, ptrdiff_t n, lanes a)
+{
+    elem some[16];
+    store(some, a);
+    stream_few(end - n, some + LANES - n, n);
+}
+
+#if defined(__SSE2__)
+static inline void stream_fence(void) { _mm_sfence(); }
+#else
+static inline void stream_fence(void) { }
+#endif
+
+FORCED void fetch(const void *p) { __builtin_prefetch(p, 0, 2); }          /* into the second-level cache */
+FORCED void fetch_to_write(const void *p) { __builtin_prefetch(p, 1, 3); }
+
+#include "totals.h"
 
 #endif

@@ -19,13 +19,22 @@ cdef enum:                      # Job.apply
     BACKWARD                    # dx where mean and var are functions of x
     FROZEN                      # dx where they are constants
 
-cdef enum:                      # Job.fusion: what follows the affine map, in the same pass
-    PIECEWISE = 1               # + residual, and then an activation of straight pieces: relu, clip, leaky relu, or none
-    HARD_SWISH                  # + residual, and then v * clip(v + 3, 0, 6) / 6
+cdef enum:                      # Job.activation: what follows the affine map and the residual, in the same pass
+    NO_ACTIVATION
+    CLIPPED                     # relu, relu6, clip
+    LEAKY
+    HARD_SWISH
 
-cdef enum:
-    COEFFICIENTS = 4            # arrays of coefficients that an apply pass may need
-    GATES = 3                   # arrays of those of the forward pass, by which gradients with a fusion compute the activation's input
+cdef enum:                      # arrays of coefficients, one for each column: see conclude.pxi
+    HI
+    SCALE
+    OFFSET
+    SLOPE
+    GATE_HI                     # those of the forward pass, by which gradients find the activation's input
+    GATE_SCALE
+    GATE_OFFSET
+    CENTRE                      # what moments are shifted by
+    COEFFICIENTS
 
 # An array seen as (outer, channels, inner); the inner axis is contiguous. Strides count elements.
 ctypedef struct View:
@@ -50,7 +59,6 @@ ctypedef struct Place:
     void* data                  # or NULL: the array is used where it is, or there is none
     int dtype
     bint swapped
-    bint regular                # one stride from row to row (column layout: of the folded ones), and one along a row
     Py_ssize_t channel_stride   # strides count bytes
     Py_ssize_t strides[MAX_AXES]
 
@@ -68,7 +76,8 @@ ctypedef struct Vector:
     int dtype
 
 ctypedef struct Job:
-    int dtype
+    int dtype                   # that is computed with, FLOAT32 or FLOAT64
+    int stored                  # of elements that are used where they are: dtype, or FLOAT16 or BFLOAT16
     int reduction               # or 0
     int apply                   # or 0
     # The problem: N,C,*spatial is (N, C, prod(spatial)), the row layout; *outer,C is (prod(outer), C, 1), the column layout.
@@ -81,11 +90,10 @@ ctypedef struct Job:
     Places* places              # or NULL: all arrays are used where they are
     int bytes_read              # of an element, in all arrays together
     int bytes_written
-    int fusion                  # or 0
-    bint leaky                  # PIECEWISE: what is below `low` is multiplied by `slope`; otherwise it becomes `low`
-    double slope
-    double low                  # NaN: no lower end
-    double high                 # what is above becomes this; NaN: nothing does. Gradients are 0 (leaky: dy * slope) for v <= low, 0 for v >= high
+    int activation
+    double slope                # LEAKY: what is below 0 is multiplied by it
+    double low                  # CLIPPED: what is below becomes this; NaN: nothing does. Gradients are 0 for v <= low and v >= high
+    double high
     bint with_residual          # an array of x's strides (or copied too) is added before the activation
     Py_ssize_t residual         # bytes from an element of x to that of the residual
     bint with_residual_grad     # an array of y's strides (or copied too) gets the gradient behind the activation
@@ -101,31 +109,35 @@ ctypedef struct Job:
     Vector weight_grad          # results of GRADIENTS; NULL where FROZEN is all that is wanted
     Vector bias_grad
 
-    # How a channel is cut for its reductions: a function of the shape alone (plan.pxd).
+    # How a channel is cut for its reductions: a function of the shape alone (order.pxd).
+    bint by_columns             # the column layout, otherwise the row layout
+    Py_ssize_t length           # elements of a run: inner in the row layout, 1 in the column layout
     Py_ssize_t fold             # pixels seen side by side as one row, in the column layout with few channels; they must be contiguous
     Py_ssize_t rows             # outer // fold
-    Py_ssize_t columns          # fold * channels
+    Py_ssize_t columns          # of a row: channels, or, in the column layout, times copies
     Py_ssize_t tail             # columns of a last row that is not whole
-    Py_ssize_t chunk_outer      # rows to a chunk
-    Py_ssize_t chunk_inner      # inner indices to a chunk
-    Py_ssize_t inner_chunks     # chunks along the inner axis
+    Py_ssize_t copies           # columns of each channel: fold pixels, or the inner elements of a small plane
+    Py_ssize_t copy_step        # from one of them to the next
+    Py_ssize_t column_step      # from the first of a channel to the first of the next channel
+    Py_ssize_t chunk_rows
+    Py_ssize_t chunk_length     # inner indices to a chunk
+    Py_ssize_t chunks_along     # chunks along the inner axis
     Py_ssize_t chunks
     # How the work is shared: never changes a result.
     int threads
     Py_ssize_t group            # columns that a reduction takes side by side
-    Py_ssize_t head             # columns before the first boundary of a cache line, in the column layout; the first group's, besides
     bint by_channel             # threads take groups, rather than all threads together a window
     Py_ssize_t window           # columns to a window
     bint stream                 # write past the caches; y is none of what is read then
-    bint far                    # reductions fetch ahead, but for short planes, as the second-level caches don't hold what is read
+    bint far                    # the second-level caches don't hold what is read
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
     double* serial_seconds      # or NULL: what the work would take one thread, by what the calling thread's share of it took, is added to it
 
     # Working memory, given by the caller.
-    double* partials            # (chunks, 2, columns)
-    void* coefficients          # (COEFFICIENTS + GATES, coefficient_stride) of the element type; without a reduction, or by_channel, for each thread
-    void* copies                # with places: (ARRAYS, COPIED) for each thread
+    double* partials            # (chunks, sums_of, columns)
+    void* coefficients          # (COEFFICIENTS, coefficient_stride) of the type computed with; without a reduction, or by_channel, for each thread
+    void* copies_at             # (ARRAYS, COPIED) of it for each thread, where boxes are copied
 
 ctypedef struct Table:
     void (*run)(const Job*) noexcept nogil

@@ -1,0 +1,2 @@
+# The kernels for float32 elements at the CPU level "avx2".
+include "kernel.pxi"

@@ -1,2 +1,0 @@
-# The kernels for the CPU level "avx512": see body.pxi.
-include "body.pxi"
