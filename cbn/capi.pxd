@@ -13,6 +13,8 @@ cdef enum:
     CBN_CLIP = 3
     CBN_LEAKY_RELU = 4
     CBN_HARD_SWISH = 5
+    CBN_SIGMOID = 6
+    CBN_SILU = 7
 
 cdef enum:
     CBN_OK = 0

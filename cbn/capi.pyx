@@ -86,7 +86,7 @@ cdef int finish(Job* job, int last, double eps, bint training, int activation, d
     """Set what the last arguments say, `threads` being at position `last`."""
     if not 0 <= eps <= DBL_MAX or training and eps == 0:
         return last - 4
-    if not CBN_NONE <= activation <= CBN_HARD_SWISH:
+    if not CBN_NONE <= activation <= CBN_SILU:
         return last - 3
     if not set_activation(job, activation, alpha, beta, job.reduction == GRADIENTS):
         return last - 2

@@ -345,6 +345,10 @@ cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x,
         kind = None             # which is none, and may not even compare
     if kind == "hard_swish" and len(numbers) == 0:
         which = CBN_HARD_SWISH
+    elif kind == "sigmoid" and len(numbers) == 0:
+        which = CBN_SIGMOID
+    elif kind == "silu" and len(numbers) == 0:
+        which = CBN_SILU
     elif kind == "relu" and len(numbers) == 0:
         which = CBN_RELU
     elif kind == "relu6" and len(numbers) == 0:
@@ -354,8 +358,8 @@ cdef int set_fusion(Job* job, object activation, object residual, cnp.ndarray x,
     elif kind == "leaky_relu" and len(numbers) == 1:
         which, alpha = CBN_LEAKY_RELU, real_number(numbers[0], "activation: slope")
     else:
-        raise ValueError("activation: expected None, 'relu', 'relu6', ('clip', low, high), ('leaky_relu', slope) or 'hard_swish', "
-                         f"got {show(activation)}")
+        raise ValueError("activation: expected None, 'relu', 'relu6', ('clip', low, high), ('leaky_relu', slope), 'hard_swish', 'sigmoid' or "
+                         f"'silu', got {show(activation)}")
     if not set_activation(job, which, alpha, beta, backward):
         expected = "('clip', low, high) with low <= high" if which == CBN_CLIP else "a finite slope"
         raise ValueError(f"activation: expected {expected}, got {show(activation)}")

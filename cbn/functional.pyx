@@ -13,10 +13,12 @@ from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY
 cimport numpy as cnp
 
-from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
+from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6, CBN_SIGMOID, CBN_SILU
 from .kernels.job cimport (ARRAYS, BACKWARD, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORWARD, FROZEN, GRADIENTS, INT8, INT16, MAX_AXES, MOMENTS, OF_DY,
                              OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, UINT8, UINT16, Job, Place, Places, Vector, View)
 from .kernels.order cimport cut_channels, fold_views
+from .kernels.tuning cimport share_work
+from . cimport dispatch
 from .memory cimport copy_of, new_like
 from .native cimport any_negative, conclude_empty, execute, set_activation, worth_threads
 from .threads cimport limit
@@ -142,6 +144,31 @@ def normalize_into(y, x, mean, var):
     see(&job.mean, mean)
     see(&job.var, var)
     run(&job, 1, x, None, None, y, None)
+
+
+def plan_of(shape, dtype=np.float32, axis=1, threads=1, operation="training"):
+    """How the kernels would cut a call on C-contiguous arrays of this shape: for tests, which find the borders by it, and for tuning.
+
+    operation : "inference", "training" or "backward". Returns a dict. What fixes bits (kernels/order.pxd): the layout, "rows" or "columns"; how many rows
+    of how many columns, a channel having `copies` of these; chunks, of so many rows and inner elements. What fixes only speed (kernels/tuning.pxd):
+    columns to a group and to a window, pieces of a run, whether threads take groups from statistics to results, and whether stores bypass the caches.
+    """
+    cdef Job job
+    cdef cnp.ndarray like = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, contiguous_strides(tuple(shape), np.dtype(dtype).itemsize))
+    cdef double elements = float(np.prod(shape))
+    cdef int arrays_read = 2 if operation == "backward" else 1
+    memset(&job, 0, sizeof(job))
+    job.dtype = FLOAT64 if dtype_of(like) == FLOAT64 else FLOAT32
+    job.reduction = {"inference": 0, "training": MOMENTS, "backward": GRADIENTS}[operation]
+    view_together(&job, channel_axis(like, axis), like, None, None, NULL)
+    cut_channels(&job)
+    share_work(&job, threads, elements * like.itemsize * (arrays_read + 1) > dispatch.stream_bytes, elements * like.itemsize * arrays_read, dispatch.core_cache)
+    return {
+        "layout": "columns" if job.by_columns else "rows", "rows": job.rows, "columns": job.columns, "length": job.length, "copies": job.copies,
+        "fold": job.fold, "tail": job.tail, "chunks": job.chunks, "chunk_rows": job.chunk_rows, "chunk_length": job.chunk_length,
+        "group": job.group, "window": job.window, "pieces": job.pieces, "piece": job.piece, "by_channel": bool(job.by_channel),
+        "stream": bool(job.stream), "far": bool(job.far),
+    }  # fmt: skip
 
 
 cdef int run(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray y, cnp.ndarray residual_grad) except -1:
@@ -328,7 +355,8 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     running_mean, running_var : shape (C,); float32 or float64 when training. Both may be None when training.
     weight, bias : shape (C,), or None for ones and zeros (gamma and beta of the paper).
-    activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish"; of the same bits as if applied to y.
+    activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu"; of the same bits as if
+        applied to y.
     residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
     out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
     Returns y, of x's shape and dtype (float32 where x holds integers). An empty batch leaves the running statistics as they are.

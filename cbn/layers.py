@@ -209,7 +209,8 @@ class BatchNorm:
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
     frozen : None, "statistics" or "all": what stays as it is in a network that trains, in either mode: see `freeze`.
-    activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope) or "hard_swish": what follows, in the same pass over memory.
+    activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu": what follows, in the same
+        pass over memory.
     dtype : of weight, bias and the running statistics, float32 or float64.
     stats_dtype : of the running statistics, if another: float64 holds variances beyond 3.4e38.
     on_nonfinite : what a batch does whose mean or variance of some channel is NaN or infinite, while training:

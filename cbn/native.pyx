@@ -6,8 +6,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from . cimport dispatch
-from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6
-from .kernels.job cimport (ARRAYS, CLIPPED, COEFFICIENTS, COPIED, FLOAT32, GRADIENTS, HARD_SWISH, LEAKY, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, Job,
+from .capi cimport CBN_CLIP, CBN_HARD_SWISH, CBN_LEAKY_RELU, CBN_NONE, CBN_RELU, CBN_RELU6, CBN_SIGMOID, CBN_SILU
+from .kernels.job cimport (ARRAYS, CLIPPED, COEFFICIENTS, COPIED, FLOAT32, GRADIENTS, HARD_SWISH, LEAKY, MOMENTS, OF_DY, OF_RESIDUAL, OF_X, OF_Y, SIGMOID, SILU, Job,
                           Vector)
 from .kernels.order cimport SMALL_PLANE, ceil_div, coefficient_stride, sums_of
 from .kernels.tuning cimport share_work
@@ -154,7 +154,7 @@ cdef bint set_activation(Job* job, int activation, double alpha, double beta, bi
     job.low = job.high = NAN
     if activation == CBN_NONE:
         return True
-    job.activation = HARD_SWISH if activation == CBN_HARD_SWISH else LEAKY if activation == CBN_LEAKY_RELU else CLIPPED
+    job.activation = CLIPPED
     if activation == CBN_RELU:
         job.low = 0
     elif activation == CBN_RELU6:
@@ -166,9 +166,14 @@ cdef bint set_activation(Job* job, int activation, double alpha, double beta, bi
             job.high = nextafterf(beta, INFINITY) if job.dtype == FLOAT32 else nextafter(beta, INFINITY)
         return alpha <= beta
     elif activation == CBN_LEAKY_RELU:
-        job.low = 0
-        job.slope = alpha
+        job.activation, job.low, job.slope = LEAKY, 0, alpha
         return -DBL_MAX <= alpha <= DBL_MAX
+    elif activation == CBN_HARD_SWISH:
+        job.activation = HARD_SWISH
+    elif activation == CBN_SIGMOID:
+        job.activation = SIGMOID
+    elif activation == CBN_SILU:
+        job.activation = SILU
     else:
-        return activation == CBN_HARD_SWISH
+        return False
     return True

@@ -160,7 +160,7 @@ cdef int place_arrays(Job* job, Places* places, int axis, cnp.ndarray x, cnp.nda
     cdef int which
     arrays = (x, residual, dy, y, residual_grad)        # as OF_X and so on count
     if not view_together(job, axis, x, dy, y, &axes):
-        in_order = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), np.shape(x), contiguous_strides(np.shape(x)))
+        in_order = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), np.shape(x), contiguous_strides(np.shape(x), 1))
         view_together(job, axis, in_order, None, None, &axes)
     cut_channels(job)
     where_they_are[OF_X] = view_alone(job, &job.x, &axes, axis, x) and alike(residual, x)
@@ -179,8 +179,8 @@ cdef int place_arrays(Job* job, Places* places, int axis, cnp.ndarray x, cnp.nda
     return 0
 
 
-cdef tuple contiguous_strides(tuple shape):
-    strides, step = [], 1
+cdef tuple contiguous_strides(tuple shape, Py_ssize_t itemsize):
+    strides, step = [], itemsize
     for length in reversed(shape):
         strides.insert(0, step)
         step *= length

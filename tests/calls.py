@@ -22,7 +22,7 @@ OPERATIONS = "inference", "training", "train", "stats", "backward", "frozen"
 TRAINING = "training", "train", "backward"  # want eps > 0
 WIDE = np.float32, np.float32, np.float32, np.float64, np.float64  # computed with as they are
 NARROW = np.float16, bfloat16, np.int8, np.uint8, np.int16, np.uint16
-ACTIVATIONS = "relu", "relu6", ("clip", -0.5, 0.75), ("leaky_relu", 0.125), "hard_swish"
+ACTIVATIONS = "relu", "relu6", ("clip", -0.5, 0.75), ("leaky_relu", 0.125), "hard_swish", "sigmoid", "silu"
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 129, 257, 1, 2, 3, 4, 5, 7, 8, 16, 17, 1, 2, 3, 0)
 SIZES = (60, 60, 500, 500, 500, 3000, 20_000)  # of x, at most
 NORMAL = np.random.default_rng(51).standard_normal(1 << 16)
@@ -346,7 +346,7 @@ def compare_with_reference(call, before, results):
                 terms = abs(channelwise(w / np.sqrt(var.astype(reference.wide) + eps))) * (abs(x) + abs(channelwise(mean)))
                 terms = terms + (0 if bias is None else abs(channelwise(bias))) + (0 if residual is None else abs(residual))
                 near = [abs(v - corner) <= 64 * epsilon(x.dtype) * terms for corner in reference.corners(activation)]
-                if np.any(near) or activation == "hard_swish" and largest_finite(terms, axis).max() > 100:
+                if np.any(near) or activation in reference.SMOOTH and largest_finite(terms, axis).max() > 100:
                     return  # which side of a corner it is on, rounding decides
                 dy = dy * reference.slope(v, activation)
             if "residual_grad" in results and not call.poison:
@@ -357,7 +357,7 @@ def compare_with_reference(call, before, results):
             dx_scale = largest_finite(dy, axis) + (channelwise(sums[0]) * largest_finite(xhat, axis) / m if op == "backward" else 0)
             dx_scale = dx_scale * abs(channelwise(w / np.sqrt(var.astype(reference.wide) + eps)))
             pairs = [("y", expected[0], dx_scale, 8), ("weight_grad", expected[1], sums[0], 4), ("bias_grad", expected[2], sums[1], 4)]
-            if activation == "hard_swish":  # whose slope is as exact as the activation's input
+            if activation in reference.SMOOTH:
                 pairs = [(name, a, scale * 128, ulps) for name, a, scale, ulps in pairs]
             grad = weight.dtype if weight is not None and weight.dtype.kind == "f" else x.dtype
             assert not others["affine_grad"] or results["weight_grad"].dtype == results["bias_grad"].dtype == grad

@@ -48,12 +48,19 @@ def batch_norm_backward(dy, x, mean, var, weight=None, eps=1e-5, axis=1, trainin
     return dx, dgamma, dbeta
 
 
-CORNERS = {None: (), "relu": (0,), "relu6": (0, 6), "leaky_relu": (0,), "hard_swish": (-3, 3)}
+CORNERS = {None: (), "relu": (0,), "relu6": (0, 6), "leaky_relu": (0,), "hard_swish": (-3, 3), "sigmoid": (), "silu": ()}
+SMOOTH = "hard_swish", "sigmoid", "silu"  # whose slopes are as exact as the activation's input
 
 
 def corners(activation):
     """Where the gradient of an activation jumps."""
     return activation[1:] if activation is not None and activation[0] == "clip" else CORNERS[activation if isinstance(activation, str | None) else activation[0]]
+
+
+def logistic(v):
+    v = np.asarray(v, wide)
+    e = np.exp(-abs(v))
+    return np.where(v < 0, e, 1) / (1 + e)
 
 
 def activate(v, activation):
@@ -63,6 +70,10 @@ def activate(v, activation):
         return np.where(v < 0, v * wide(numbers[0]), v)
     if kind == "hard_swish":
         return v * np.clip(v + 3, 0, 6) / 6
+    if kind == "sigmoid":
+        return logistic(v)
+    if kind == "silu":
+        return np.maximum(v, -1e5) * logistic(v)
     low, high = {None: (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6), "clip": numbers}[kind]
     return np.where(v < low, low, np.where(v > high, high, v))
 
@@ -74,6 +85,10 @@ def slope(v, activation):
         return np.where(v < 0, wide(numbers[0]), 1)
     if kind == "hard_swish":
         return np.where(v < -3, 0, np.where(v > 3, 1, v / 3 + wide(0.5)))
+    if kind == "sigmoid":
+        return logistic(v) * logistic(-v)
+    if kind == "silu":
+        return logistic(v) * (1 + np.clip(v, -1e5, 1e5) * logistic(-v))
     low, high = {None: (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6), "clip": numbers}[kind]
     return np.where((v < low) | (v > high), 0, wide(1))
 

@@ -7,7 +7,7 @@ import pytest
 
 import cbn
 
-ACTIVATIONS = [None, "relu", ("leaky_relu", 0.125), "hard_swish"]
+ACTIVATIONS = [None, "relu", ("leaky_relu", 0.125), "hard_swish", "sigmoid", "silu"]
 LAYOUTS = [((3, 5, 7), 1), ((2, 64, 9, 9), 1), ((1030, 3), 1), ((9, 7, 100), -1), ((1, 2, 5001), 1)]
 
 

@@ -134,6 +134,8 @@ def test_pytorch_at_the_corners():
         ("clip", -0.5, 0.5): lambda v: v.clamp(-0.5, 0.5),
         ("leaky_relu", 0.125): lambda v: functional.leaky_relu(v, 0.125),
         "hard_swish": functional.hardswish,
+        "sigmoid": functional.sigmoid,
+        "silu": functional.silu,
     }
     for activation, function in cases.items():
         v = torch.tensor(corners, requires_grad=True)

@@ -155,6 +155,8 @@ ACTIVATIONS = [
     (("clip", -0.5, 0.7), {"activation": 3, "alpha": -0.5, "beta": 0.7}),
     (("leaky_relu", 0.1), {"activation": 4, "alpha": 0.1}),
     ("hard_swish", {"activation": 5, "beta": math.inf}),
+    ("sigmoid", {"activation": 6}),
+    ("silu", {"activation": 7}),
 ]
 
 
@@ -364,7 +366,7 @@ def check_refused(consumer, name, status, arguments):
 
 WRONG = {
     "dtype": [0, 2, 5, 32, -4], "parameter_dtype": [0, 2, 16], "outer": [-1, -(2**62)], "channels": [-1], "inner": [-1, 2**60, 2**62],
-    "eps": [0, -1e-5, math.nan, math.inf], "momentum": [-0.1, 1.1, math.nan], "activation": [-1, 6], "threads": [-1, 4097],
+    "eps": [0, -1e-5, math.nan, math.inf], "momentum": [-0.1, 1.1, math.nan], "activation": [-1, 8], "threads": [-1, 4097],
 }  # fmt: skip
 
 
@@ -443,7 +445,7 @@ def test_out_of_memory():
 
 def test_header_and_declaration_agree():
     """With each other, and with the types that the module itself gives its functions."""
-    assert len(CODES) == 11 and dict(re.findall(r"(CBN_\w+) = (-?\d+)", DECLARATION)) == CODES
+    assert len(CODES) == 13 and dict(re.findall(r"(CBN_\w+) = (-?\d+)", DECLARATION)) == CODES
     assert set(capi.__pyx_capi__) == {"cbn_" + name for name in NAMES}
     for name in NAMES:
         declared = re.search(rf"cdef int cbn_{name}\(([^)]*)\) noexcept nogil", DECLARATION)[1]

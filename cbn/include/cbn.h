@@ -53,7 +53,9 @@ enum {
     CBN_RELU6 = 2,
     CBN_CLIP = 3,           /* to alpha <= beta */
     CBN_LEAKY_RELU = 4,     /* with the finite slope alpha below 0 */
-    CBN_HARD_SWISH = 5
+    CBN_HARD_SWISH = 5,
+    CBN_SIGMOID = 6,
+    CBN_SILU = 7
 };
 
 enum { CBN_OK = 0, CBN_NO_MEMORY = -1, CBN_ONE_VALUE = -2 };

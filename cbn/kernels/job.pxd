@@ -24,6 +24,8 @@ cdef enum:                      # Job.activation: what follows the affine map an
     CLIPPED                     # relu, relu6, clip
     LEAKY
     HARD_SWISH
+    SIGMOID
+    SILU
 
 cdef enum:                      # arrays of coefficients, one for each column: see conclude.pxi
     HI

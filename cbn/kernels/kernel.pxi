@@ -2,7 +2,8 @@
 #
 #   lanes.h         LANES elements as a value                        reduce.pxi           what sums are made of
 #   totals.h        sums of lanes in float64                         reduce_runs.pxi      ... of the row layout
-#   elements.h      elements of other types, and strides             reduce_columns.pxi   ... of the column layout
+#   halves.h        loads and stores of 16 bits                      reduce_columns.pxi   ... of the column layout
+#   elements.h      elements of other types, and strides
 #   job.pxd         what a kernel is asked                           channels.pxi         parameters, results and coefficients of channels
 #   order.pxd       what fixes bits: runs, trees, chunks             moments.pxi          mean and variance from the sums
 #   tuning.pxd      what fixes only speed: groups, windows           conclude.pxi         the coefficients of the maps
@@ -16,8 +17,8 @@ from libc.math cimport INFINITY, fabs, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
 from .job cimport (ARRAYS, BACKWARD, CENTRE, CLIPPED, COEFFICIENTS, COPIED, FLOAT32, FORWARD, FROZEN, GATE_HI, GATE_OFFSET, GATE_SCALE, GRADIENTS,
-                   HARD_SWISH, HI, LEAKY, MOMENTS, OF_DY, OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, OFFSET, SCALE, SLOPE, Job, Place, Places, Table,
-                   Vector, View)
+                   HARD_SWISH, HI, LEAKY, MOMENTS, OF_DY, OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, OFFSET, SCALE, SIGMOID, SILU, SLOPE, Job,
+                   Place, Places, Table, Vector, View)
 from .order cimport LONG_RUN, TREES, ceil_div, chunk_of, Chunk, coefficient_stride, sums_of
 from .tuning cimport FURTHER, MOST_GROUP, groups_of
 
@@ -36,6 +37,8 @@ cdef extern from "lanes.h" nogil:
     lanes quotient(lanes, lanes)
     lanes most(lanes, lanes)
     lanes least(lanes, lanes)
+    lanes rounded(lanes)
+    lanes power_of_2(lanes)
     lanes if_less(lanes, lanes, lanes, lanes)
     lanes if_up_to(lanes, lanes, lanes, lanes)
     lanes load_reals(const real*)

@@ -13,6 +13,18 @@
 
 #define FORCED static inline __attribute__((always_inline))
 
+/* CBN_PLAIN asks for what is compared with the others in tests. */
+#if defined(CBN_PLAIN)
+#elif defined(__AVX512F__)
+#define LANES_AVX512
+#elif defined(__AVX2__)
+#define LANES_AVX2
+#elif defined(__SSE2__)
+#define LANES_SSE2
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#define LANES_NEON
+#endif
+
 #if CBN_ELEMENT == 1
 typedef double real;
 typedef double elem;
@@ -31,9 +43,20 @@ typedef uint16_t elem;
 #define JOINED_(a, b, c) a##b##_##c
 #define JOINED(a, b, c) JOINED_(a, b, c)
 
+/* What is added to a number so that its last bits are those of the next whole number, and the bits of the exponent's zero and place. */
+#if CBN_ELEMENT == 1
+#define WHOLE 0x1.8p52
+#define BIAS 1023
+#define FRACTION 52
+#else
+#define WHOLE 0x1.8p23f
+#define BIAS 127
+#define FRACTION 23
+#endif
+
 /* ---- registers ---------------------------------------------------------------------------------------------------------------------------- */
 
-#if defined(__AVX512F__)
+#if defined(LANES_AVX512)
 #define OP(name) JOINED(_mm512_, name, SUFFIX)
 #if CBN_ELEMENT == 1
 typedef __m512d reg;
@@ -42,8 +65,13 @@ typedef __m512 reg;
 #endif
 FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return OP(mask_blend)(JOINED(_mm512_cmp_, SUFFIX, mask)(a, b, _CMP_LT_OQ), no, yes); }
 FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return OP(mask_blend)(JOINED(_mm512_cmp_, SUFFIX, mask)(a, b, _CMP_LE_OQ), no, yes); }
+#if CBN_ELEMENT == 1
+FORCED reg reg_exponent(reg a) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), FRACTION)); }
+#else
+FORCED reg reg_exponent(reg a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), FRACTION)); }
+#endif
 #define TILE_LANES 4
-#elif defined(__AVX2__)
+#elif defined(LANES_AVX2)
 #define OP(name) JOINED(_mm256_, name, SUFFIX)
 #if CBN_ELEMENT == 1
 typedef __m256d reg;
@@ -52,8 +80,13 @@ typedef __m256 reg;
 #endif
 FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return OP(blendv)(no, yes, OP(cmp)(a, b, _CMP_LT_OQ)); }
 FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return OP(blendv)(no, yes, OP(cmp)(a, b, _CMP_LE_OQ)); }
+#if CBN_ELEMENT == 1
+FORCED reg reg_exponent(reg a) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(a), FRACTION)); }
+#else
+FORCED reg reg_exponent(reg a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), FRACTION)); }
+#endif
 #define TILE_LANES 2
-#elif defined(__SSE2__)
+#elif defined(LANES_SSE2)
 #define OP(name) JOINED(_mm_, name, SUFFIX)
 #if CBN_ELEMENT == 1
 typedef __m128d reg;
@@ -63,8 +96,13 @@ typedef __m128 reg;
 FORCED reg reg_pick(reg mask, reg yes, reg no) { return OP(or)(OP(and)(mask, yes), OP(andnot)(mask, no)); }
 FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return reg_pick(OP(cmplt)(a, b), yes, no); }
 FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return reg_pick(OP(cmple)(a, b), yes, no); }
+#if CBN_ELEMENT == 1
+FORCED reg reg_exponent(reg a) { return _mm_castsi128_pd(_mm_slli_epi64(_mm_castpd_si128(a), FRACTION)); }
+#else
+FORCED reg reg_exponent(reg a) { return _mm_castsi128_ps(_mm_slli_epi32(_mm_castps_si128(a), FRACTION)); }
+#endif
 #define TILE_LANES 1
-#elif defined(__ARM_NEON) && defined(__aarch64__)
+#elif defined(LANES_NEON)
 #include <arm_neon.h>
 #if CBN_ELEMENT == 1
 typedef float64x2_t reg;
@@ -86,6 +124,11 @@ FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return NEON(vbslq)(NEON(vcl
 FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return NEON(vbslq)(NEON(vcleq)(a, b), yes, no); }
 FORCED reg OP_max(reg a, reg b) { return reg_less(b, a, a, b); }
 FORCED reg OP_min(reg a, reg b) { return reg_less(a, b, a, b); }
+#if CBN_ELEMENT == 1
+FORCED reg reg_exponent(reg a) { return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(a), FRACTION)); }
+#else
+FORCED reg reg_exponent(reg a) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), FRACTION)); }
+#endif
 #define TILE_LANES 2
 #else
 typedef real reg;
@@ -102,6 +145,11 @@ FORCED reg op_max(reg a, reg b) { return a > b ? a : b; }
 FORCED reg op_min(reg a, reg b) { return a < b ? a : b; }
 FORCED reg reg_less(reg a, reg b, reg yes, reg no) { return a < b ? yes : no; }
 FORCED reg reg_up_to(reg a, reg b, reg yes, reg no) { return a <= b ? yes : no; }
+#if CBN_ELEMENT == 1
+FORCED reg reg_exponent(reg a) { return double_of_bits(bits_of_double(a) << FRACTION); }
+#else
+FORCED reg reg_exponent(reg a) { return float_of_bits(bits_of_float(a) << FRACTION); }
+#endif
 #define TILE_LANES 1
 #endif
 
@@ -124,6 +172,9 @@ FORCED lanes least(lanes a, lanes b) { EACH(OP(min)(a.r[k], b.r[k])); }     /* a
 FORCED lanes if_less(lanes a, lanes b, lanes yes, lanes no) { EACH(reg_less(a.r[k], b.r[k], yes.r[k], no.r[k])); }
 FORCED lanes if_up_to(lanes a, lanes b, lanes yes, lanes no) { EACH(reg_up_to(a.r[k], b.r[k], yes.r[k], no.r[k])); }     /* a <= b */
 
+FORCED lanes rounded(lanes a) { return sub(add(a, spread(WHOLE)), spread(WHOLE)); }        /* to whole numbers, for |a| < 2**20 */
+FORCED lanes power_of_2(lanes n) { EACH(reg_exponent(OP(add)(n.r[k], OP(set1)(WHOLE + BIAS)))); }     /* for whole numbers from 1 - BIAS to BIAS */
+
 /* ---- memory ------------------------------------------------------------------------------------------------------------------------------- */
 
 FORCED lanes load_reals(const real *p) { EACH(OP(loadu)(p + WIDTH * k)); }
@@ -135,56 +186,7 @@ FORCED void store(elem *p, lanes a) { store_reals(p, a); }
 /* Past the caches; on a 64-byte boundary. */
 FORCED void stream(elem *p, lanes a) { unsigned k; for (k = 0; k < REGS; k++) OP(stream)(p + WIDTH * k, a.r[k]); }
 #else
-#define BRAIN (CBN_ELEMENT == 3)
-FORCED lanes load(const elem *p)
-{
-#if defined(__AVX512F__)
-    __m256i a = _mm256_loadu_si256((const __m256i *)p);
-    EACH(BRAIN ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)) : _mm512_cvtph_ps(a));
-#elif defined(__AVX2__)
-    EACH(BRAIN ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p + k)), 16))
-               : _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + k)));
-#else
-    real some[16];
-    int j;
-    for (j = 0; j < 16; j++)
-        some[j] = BRAIN ? float_of_bfloat16(p[j]) : float_of_half(p[j]);
-    return load_reals(some);
-#endif
-}
-
-FORCED void store(elem *p, lanes a)
-{
-#if defined(__AVX512F__)
-    _mm256_storeu_si256((__m256i *)p, BRAIN ? _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_bfloat16(a.r[0]), 16))
-                                            : _mm512_cvtps_ph(a.r[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#else
-    real some[16];
-    int j;
-#if defined(__AVX2__)
-    if (!BRAIN) {
-        _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.r[0], _MM_FROUND_TO_NEAREST_INT));
-        _mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(a.r[1], _MM_FROUND_TO_NEAREST_INT));
-        return;
-    }
-#endif
-    store_reals(some, a);
-    for (j = 0; j < 16; j++)
-        p[j] = BRAIN ? bfloat16_of_float(some[j]) : half_of_float(some[j]);
-#endif
-}
-
-FORCED void stream(elem *p, lanes a)
-{
-    elem some[16];
-    store(some, a);
-#if defined(__SSE2__)
-    _mm_stream_si128((__m128i *)p, _mm_loadu_si128((const __m128i *)some));
-    _mm_stream_si128((__m128i *)p + 1, _mm_loadu_si128((const __m128i *)some + 1));
-#else
-    memcpy(p, some, sizeof(some));
-#endif
-}
+#include "halves.h"
 #endif
 
 #if CBN_ELEMENT < 2
@@ -196,7 +198,7 @@ FORCED double real_of(elem a) { return BRAIN ? float_of_bfloat16(a) : float_of_h
 /* Its last n lanes; the others hold `fill`. */
 FORCED lanes last(ptrdiff_t n, lanes a, lanes fill)
 {
-#if defined(__AVX512F__)
+#if defined(LANES_AVX512)
     lanes o;
     o.r[0] = OP(mask_blend)((0xffff >> (16 - LANES)) & (0xffff << (LANES - n)), fill.r[0], a.r[0]);
     return o;
@@ -210,7 +212,7 @@ FORCED lanes last(ptrdiff_t n, lanes a, lanes fill)
 /* Store the last n lanes so that they end at `end`. */
 FORCED void store_last(elem *end, ptrdiff_t n, lanes a)
 {
-#if defined(__AVX512F__) && CBN_ELEMENT < 2
+#if defined(LANES_AVX512) && CBN_ELEMENT < 2
     OP(mask_storeu)(end - LANES, (0xffff >> (16 - LANES)) & (0xffff << (LANES - n)), a.r[0]);
 #else
     elem some[16];

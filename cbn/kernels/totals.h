@@ -16,7 +16,7 @@ FORCED void begin_totals(double *totals, double *lost, lanes a)
 #if CBN_ELEMENT == 1
     store_reals(totals, a);
     store_reals(lost, spread(0));
-#elif defined(__AVX512F__)
+#elif defined(LANES_AVX512)
     _mm512_storeu_pd(totals, _mm512_cvtps_pd(_mm512_castps512_ps256(a.r[0])));
     _mm512_storeu_pd(totals + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.r[0], 1)));
     (void)lost;
@@ -36,7 +36,7 @@ FORCED void add_to_totals(double *totals, double *lost, lanes a)
     lanes t = load_reals(totals), sum = add(t, a), in_it = sub(sum, t);
     store_reals(lost, add(load_reals(lost), add(sub(t, sub(sum, in_it)), sub(a, in_it))));
     store_reals(totals, sum);
-#elif defined(__AVX512F__)
+#elif defined(LANES_AVX512)
     _mm512_storeu_pd(totals, _mm512_add_pd(_mm512_loadu_pd(totals), _mm512_cvtps_pd(_mm512_castps512_ps256(a.r[0]))));
     _mm512_storeu_pd(totals + 8, _mm512_add_pd(_mm512_loadu_pd(totals + 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.r[0], 1))));
     (void)lost;
@@ -53,7 +53,7 @@ FORCED void add_to_totals(double *totals, double *lost, lanes a)
 /* A sum in float64 and, of float64 elements, what it has lost by rounding. */
 typedef struct { double number, lost; } twice;
 
-#if defined(__AVX512F__)
+#if defined(LANES_AVX512)
 FORCED double halves_upon_halves(__m512d a)
 {
     __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
@@ -73,7 +73,7 @@ FORCED twice sum_of_totals(const double *totals)
         a[j] = two_sum(totals[j], totals[j + 4], &sum.lost);
     sum.lost += ((totals[8] + totals[12]) + (totals[10] + totals[14])) + ((totals[9] + totals[13]) + (totals[11] + totals[15]));
     sum.number = two_sum(two_sum(a[0], a[2], &sum.lost), two_sum(a[1], a[3], &sum.lost), &sum.lost);
-#elif defined(__AVX512F__)
+#elif defined(LANES_AVX512)
     sum.number = halves_upon_halves(_mm512_add_pd(_mm512_loadu_pd(totals), _mm512_loadu_pd(totals + 8)));
 #else
     double a[8];
@@ -94,17 +94,17 @@ FORCED twice sum_of_lanes(lanes a)
     double totals[16];
     begin_totals(totals, totals + LANES, a);
     return sum_of_totals(totals);
-#elif defined(__AVX512F__)
+#elif defined(LANES_AVX512)
     twice sum = {halves_upon_halves(_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a.r[0])), _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.r[0], 1)))), 0};
     return sum;
-#elif defined(__AVX2__)
+#elif defined(LANES_AVX2)
     __m256d s0 = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a.r[0])), _mm256_cvtps_pd(_mm256_castps256_ps128(a.r[1])));
     __m256d s1 = _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a.r[0], 1)), _mm256_cvtps_pd(_mm256_extractf128_ps(a.r[1], 1)));
     __m256d b = _mm256_add_pd(s0, s1);
     __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
     twice sum = {_mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c))), 0};
     return sum;
-#elif defined(__SSE2__)
+#elif defined(LANES_SSE2)
     __m128d s[4], c;
     twice sum = {0, 0};
     int k;
