@@ -145,7 +145,8 @@ def test_pytorch_at_the_corners():
         fixed = {"eps": 0.0, "activation": activation}
         np.testing.assert_allclose(cbn.batch_norm(corners, [0], [1], **fixed), y.detach().numpy(), rtol=1e-6)
         g = cbn.batch_norm_backward(np.full_like(corners, 2), corners, ([0], [1]), training=False, **fixed)
-        np.testing.assert_allclose(g.x, v.grad.numpy(), rtol=1e-6, err_msg=str(activation))
+        # PyTorch's gradient of sigmoid subtracts y from 1, where it loses digits that cbn keeps.
+        np.testing.assert_allclose(g.x, v.grad.numpy(), rtol=1e-6, atol=2e-7 if activation == "sigmoid" else 0, err_msg=str(activation))
 
 
 @pytest.mark.parametrize("activation", ["gelu", 3, ("clip", 1), ("clip", 2, 1), ("relu", 1), ("leaky_relu",), ("leaky_relu", np.inf), (), ["relu"]], ids=str)
