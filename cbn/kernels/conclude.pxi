@@ -115,10 +115,12 @@ cdef void spread_coefficients(const Job* job, real* to, Py_ssize_t c0, Py_ssize_
 cdef inline void set_coefficients(const Job* job, int which, Py_ssize_t c0, Py_ssize_t n, const real* values) noexcept nogil:
     """Of each of the channels' columns; the first columns' stand once more after the last, for rows that begin later."""
     cdef real* to = coefficients_of(job, which)
-    if n == CONCLUDED and c0 > 0 and job.copies == 1:
-        memcpy(to + c0, values, CONCLUDED * sizeof(real))
-    else:
+    if n < CONCLUDED or job.copies > 1:
         spread_coefficients(job, to, c0, n, values)
+        return
+    memcpy(to + c0, values, CONCLUDED * sizeof(real))
+    if c0 == 0 and job.by_columns:
+        memcpy(to + job.columns, values, LANES * sizeof(real))
 
 
 cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
