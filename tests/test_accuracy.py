@@ -170,3 +170,23 @@ def test_elements_further_apart_than_the_largest_float(shape, axis, scale, isa):
     exact = (exact - exact.mean(others, keepdims=True)) / np.sqrt(exact.var(others, keepdims=True) + 1e-5)
     assert abs(y - exact).max() <= 4 * np.spacing(np.float32(abs(exact).max()))
     np.testing.assert_array_equal(cbn.batch_norm(x, stats.mean, stats.var, axis=axis), y)
+
+
+@pytest.mark.parametrize("shape, axis", [((6, 5, 8, 8), 1), ((600, 70), 1), ((700, 3), 1), ((9, 4, 3, 3), 1), ((2, 3, 4, 5), 2)])
+@pytest.mark.parametrize("value", [0, 1e-30, 1e-44, 0.1, -3.7, 3e38])
+def test_nearly_constant_channels(shape, axis, value, isa):
+    """Of equal elements the variance is 0; of differences whose squares, or sums, float32 has no room for, it isn't."""
+    x = np.full(shape, value, np.float32)
+    stats = cbn.batch_stats(x, axis=axis)
+    np.testing.assert_array_equal(stats.mean, np.full(shape[axis], np.float32(value), np.float64))
+    np.testing.assert_array_equal(stats.var, 0)
+    signs = np.resize([1, -1], shape)
+    if shape[1] % 2:
+        signs = np.resize([1, -1], shape[0]).reshape(-1, *[1] * (len(shape) - 1)) * np.ones(shape)
+    for tiny in (1e-30, 1e-40):
+        x = (tiny * signs).astype(np.float32)
+        exact = x.astype(np.longdouble)
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        stats = cbn.batch_stats(x, axis=axis)
+        np.testing.assert_allclose(stats.var, exact.var(others).astype(np.float64), rtol=1e-6)
+        np.testing.assert_allclose(stats.mean, exact.mean(others).astype(np.float64), atol=1e-6 * tiny)

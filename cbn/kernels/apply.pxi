@@ -6,14 +6,6 @@ cdef enum:              # what is written: a constant of the inlined loops
     GRADIENT            # dx
     ANY_GRADIENT        # dx behind an activation, or where the statistics are constants, or both
 
-cdef enum:
-    STREAM_AHEAD = 1024 # elements from what is read, where results are written past the caches, to what is fetched,
-    OUTPUT_AHEAD = 512  # and from what is written to what is fetched to be written
-    ALIGNED_RUN = 256   # elements of a run that are worth beginning on a cache line
-    APPLIED_UNITS = 4   # of LANES columns that are applied side by side
-    BLOCK = 512         # elements of the rows that are taken tile by tile before the next ones,
-    STREAMED_BLOCK = 512        # where results are written past the caches: almost in the order of memory
-
 # Where the elements of a box are, and where results go; gradient is the residual's, or y if it isn't wanted.
 ctypedef struct Target:
     Source from_

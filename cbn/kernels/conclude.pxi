@@ -143,6 +143,8 @@ cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept n
         set_coefficients(job, first + 2, c0, n, of.offset)
     if job.apply == FORWARD:
         return
+    memset(of.dy_sum, 0, sizeof(of.dy_sum))
+    memset(of.weight_grad, 0, sizeof(of.weight_grad))
     if job.reduction == GRADIENTS and job.weight_grad.data != NULL:
         conclude_gradients(job, c0, n, &of)
     if job.apply:

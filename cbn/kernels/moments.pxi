@@ -115,6 +115,28 @@ cdef void sum_again(const Job* job, Py_ssize_t c0, Py_ssize_t width, const int* 
         u += unit
 
 
+cdef bint all_are(const Job* job, Py_ssize_t c, double centre) noexcept nogil:
+    """Whether all elements of a channel whose sums about `centre` are exactly 0 are the centre: the square of any difference is a number of the type,
+    unless the centre is next to 0."""
+    cdef const elem* x
+    cdef Py_ssize_t n, copy, i, column
+    if fabs(centre) >= (2.0 ** -49 if sizeof(real) == 4 else 2.0 ** -484):
+        return True
+    for copy in range(job.copies):
+        column = c * job.column_step + copy * job.copy_step
+        for n in range(job.rows + (job.tail > copy * job.channels)):
+            if copied(job, OF_X):
+                for i in range(job.length):
+                    if value(job, n, column, i) != centre:
+                        return False
+                continue
+            x = element(job, OF_X, n, column, 0)
+            for i in range(job.length):
+                if real_of(x[i]) != centre:
+                    return False
+    return True
+
+
 cdef void exact_moments(const Job* job, Py_ssize_t c, double count, double* mean, double* var) noexcept nogil:
     """A channel by two passes in float64, for what leaves the range of the type."""
     cdef double m = value(job, 0, c * job.column_step, 0), rest = 0, s, q, lost_s, lost_q, a
@@ -133,7 +155,7 @@ cdef void exact_moments(const Job* job, Py_ssize_t c, double count, double* mean
         if not finite(s):           # of infinities, the sum says what the mean is; the variance is NaN, as infinity - infinity is
             mean[0], var[0] = s, s - s
             return
-        a = (s + lost_s) / count
+        a = (s + lost_s if finite(lost_s) else s) / count
         m = two_sum(m, a, &rest)
     mean[0] = m
     var[0] = ((q - s * a) + lost_q if finite(lost_q) else q - s * a) / count
@@ -181,6 +203,7 @@ cdef void conclude_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* o
     cdef const real* centres = coefficients_of(job, CENTRE) + c0 * job.column_step
     cdef double count = <double>job.outer * job.inner
     cdef Py_ssize_t j
+    cdef int any_bad = 0
     if n == CONCLUDED and job.column_step == 1:
         for j in range(CONCLUDED):
             centre[j] = centres[j]
@@ -189,7 +212,11 @@ cdef void conclude_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* o
             centre[j] = centres[j * job.column_step] if j < n else 0
     merge(job, c0, n, sums)
     if judge_moments(sums, count, centre, of, bad):
-        improve_moments(job, c0, n, of, bad)
+        for j in range(n):
+            bad[j] &= not (sums[j] == 0 and sums[CONCLUDED + j] == 0 and all_are(job, c0 + j, centre[j]))
+            any_bad |= bad[j]
+        if any_bad:
+            improve_moments(job, c0, n, of, bad)
     write(&job.mean, c0, n, of.mean)
     write(&job.var, c0, n, of.var)
     if job.running_mean.data != NULL:
@@ -197,12 +224,13 @@ cdef void conclude_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* o
         update(&job.running_var, c0, n, of.var, job.momentum, count / (count - 1))
 
 
-cdef void improve_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of, int* bad) noexcept nogil:
+cdef void improve_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of, const int* bad) noexcept nogil:
     """Of the bad ones of n channels: their sums again, about the means that came of the first ones; by two passes in float64 where these are bad, too."""
     cdef double sums[4 * CONCLUDED]
     cdef double centre[CONCLUDED]
     cdef real* centres = coefficients_of(job, CENTRE) + c0 * job.column_step
     cdef double count = <double>job.outer * job.inner
+    cdef int still[CONCLUDED]
     cdef Py_ssize_t j, copy
     memset(centre, 0, sizeof(centre))
     for j in range(n):
@@ -211,7 +239,7 @@ cdef void improve_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of
         centre[j] = centres[j * job.column_step]
     sum_again(job, c0, n, bad)
     merge(job, c0, n, sums)
-    judge_moments(sums, count, centre, of, bad)
+    judge_moments(sums, count, centre, of, still)
     for j in range(n):
-        if bad[j]:
+        if bad[j] and still[j]:
             exact_moments(job, c0 + j, count, &of.mean[j], &of.var[j])

@@ -62,7 +62,7 @@ cdef inline void put_back(const Job* job, int which, const Box* b) noexcept nogi
 
 cdef void move_box(const Job* job, int which, const Box* b, elem* copy, bint to_array) noexcept nogil:
     """Copy a box of an array to `copy`, or the other way."""
-    cdef Py_ssize_t row, c, width = b.width * b.length
+    cdef Py_ssize_t row, c
     cdef elem* at
     for row in range(b.rows):
         if copied(job, which):

@@ -6,8 +6,7 @@ cdef enum:              # what d is: a constant of the inlined loops
     OF_DY_BEHIND        # dy taken back through an activation, whose input is computed anew
 
 cdef enum:
-    WIDEST = 512        # columns of a group at the most
-    BLOCK_ROWS = 4 * TREES
+    BLOCK_ROWS = 4 * TREES      # of the column layout, between additions in float64
 
 # Elements of x, dy and the residual; what isn't needed is another of them. The steps lead from row to row.
 ctypedef struct Source:
@@ -34,10 +33,10 @@ ctypedef struct Totals:
 # What the sums of a group of columns need, one for each column; each array may be read LANES before its beginning.
 ctypedef struct Centres:
     real padding[16]
-    real centre[WIDEST]
-    real hi[WIDEST]
-    real scale[WIDEST]
-    real offset[WIDEST]
+    real centre[WIDE]
+    real hi[WIDE]
+    real scale[WIDE]
+    real offset[WIDE]
     Activation activation
 
 

@@ -3,13 +3,20 @@
 # window: the columns that all threads take together from statistics to the apply pass. group: those that one thread reduces side by side.
 # piece: the part of a run that one thread applies at a time.
 
-from .job cimport FLOAT32, GRADIENTS, Job
+from .job cimport Job
 from .order cimport TILE, ceil_div
 
 cdef enum:
     WIDE = 512          # columns of the column layout that a reduction takes at a time
     MOST_GROUP = 16     # channels of the row layout that it takes side by side
     FURTHER = 2048      # elements from what a reduction of the row layout reads to what it fetches: into the runs of the next channels
+    RECENT = 65536      # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
+    APPLIED_UNITS = 4   # of LANES columns that it takes side by side
+    BLOCK = 512         # elements of the rows that it takes tile by tile before the next ones,
+    STREAMED_BLOCK = 512        # where results are written past the caches: almost in the order of memory
+    ALIGNED_RUN = 256   # elements of a run that are worth beginning on a cache line
+    STREAM_AHEAD = 1024 # elements from what it reads to what it fetches, where results are written past the caches,
+    OUTPUT_AHEAD = 512  # and from what it writes to what it fetches to be written
 
 
 cdef inline Py_ssize_t groups_of(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -24,6 +31,7 @@ cdef inline bint balanced(Py_ssize_t items, Py_ssize_t threads) noexcept nogil:
 
 cdef inline void share_work(Job* job, int threads, bint stream, double bytes, double core_cache) noexcept nogil:
     """Choose how `threads` threads, each with a cache of its own, share the work on `bytes` of input, and whether they write past the caches."""
+    cdef Py_ssize_t planes
     job.threads = threads
     job.stream = stream
     job.far = bytes > threads * core_cache

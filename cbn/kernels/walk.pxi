@@ -1,8 +1,5 @@
 # Who does what in which order: the phases of a job, each a range of items that threads share.
 
-cdef enum:
-    RECENT = 65536      # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
-
 cdef enum:              # phases
     CHANNELS            # all that is to be done, a group of channels after the other
     REDUCE
