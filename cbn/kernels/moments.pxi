@@ -10,81 +10,133 @@ cdef double value(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i) noex
     return real_of(readable(job, OF_X, &b, &step)[0])
 
 
-cdef inline real as_real(const elem* x, Py_ssize_t i) noexcept nogil:
-    return <real>real_of(x[i])
-
-
-cdef inline real mean_of_8(real a, real b, real c, real d, real e, real f, real g, real h) noexcept nogil:
-    """As a tree, which is exact where all are equal."""
-    return (((a + b) + (c + d)) + ((e + f) + (g + h))) * <real>0.125
-
-
-# Which 8 elements of a channel tell what its mean may be: spread over its rows, its columns, and along its runs.
+# Where a channel is looked at to tell what its mean may be: spread over its rows, its columns, and along its runs, so that periods of these don't meet
+# those of the data. What rounding costs grows with the guess's distance from the mean.
 ctypedef struct Sampled:
-    Py_ssize_t row[8]
-    Py_ssize_t column[8]        # from the channel's first
-    Py_ssize_t inner[8]
+    Py_ssize_t row[SAMPLES]
+    Py_ssize_t column[SAMPLES]          # from the channel's first
+    Py_ssize_t inner[SAMPLES]           # where LANES elements of a run begin
 
 
 cdef inline Sampled sampled(const Job* job) noexcept nogil:
     cdef Sampled at
-    cdef Py_ssize_t k, mixed
-    for k in range(8):
-        mixed = (k * 5 + 3) % 8
-        at.row[k], at.column[k], at.inner[k] = k * job.rows // 8, mixed * job.copies // 8 * job.copy_step, mixed * job.length // 8
+    cdef Py_ssize_t k, mixed, samples = SAMPLES if job.by_columns else SAMPLED_RUNS
+    for k in range(samples):
+        mixed = (k * 5 + 3) % samples
+        at.row[k] = (k * samples + mixed) * job.rows // (samples * samples)
+        at.column[k] = mixed * job.copies // samples * job.copy_step
+        at.inner[k] = mixed * (job.length - LANES) // (samples - 1)
     return at
+
+
+cdef inline lanes sum_of_8(const lanes* a) noexcept nogil:
+    """As a tree, which is exact where all are equal."""
+    return add(add(add(a[0], a[4]), add(a[2], a[6])), add(add(a[1], a[5]), add(a[3], a[7])))
+
+
+cdef inline lanes apart(lanes a, lanes b) noexcept nogil:
+    cdef lanes d = sub(a, b)
+    return most(d, sub(spread(0), d))
+
+
+cdef inline lanes apart_of_8(const lanes* a, const lanes* b) noexcept nogil:
+    """How far apart a channel's elements may be, about."""
+    return most(most(apart(a[0], b[0]), apart(a[1], b[1])), most(apart(a[2], b[2]), apart(a[3], b[3])))
+
+
+cdef inline lanes coarse(lanes mean, lanes distance) noexcept nogil:
+    """The mean to three digits of the distance between elements, so that differences of elements of few digits have few, too, and their sums are
+    exact."""
+    cdef lanes large = least(mul(distance, spread(<real>(1.5 * 2.0 ** 20 if sizeof(real) == 4 else 1.5 * 2.0 ** 49))), spread(<real>1e37))
+    return sub(add(mean, large), large)
+
+
+cdef inline lanes mean_of_samples(const lanes* x) noexcept nogil:
+    cdef lanes a[8]
+    cdef Py_ssize_t k
+    for k in range(8):
+        a[k] = add(x[k], x[k + 8])
+    return coarse(mul(sum_of_8(a), spread(<real>1 / SAMPLES)), apart_of_8(x, x + 8))
 
 
 cdef void guess_columns(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
     """Of columns that are channels, of an array that isn't copied: LANES at a time."""
-    cdef const elem* x[8]
+    cdef const elem* x[SAMPLES]
+    cdef lanes a[SAMPLES]
     cdef Py_ssize_t c = 0, k
-    for k in range(8):
+    for k in range(SAMPLES):
         x[k] = element(job, OF_X, at.row[k], c0, 0)
     while c + LANES <= width:
-        store_reals(centre + c, mul(add(add(add(load(x[0] + c), load(x[1] + c)), add(load(x[2] + c), load(x[3] + c))),
-                                        add(add(load(x[4] + c), load(x[5] + c)), add(load(x[6] + c), load(x[7] + c)))), spread(<real>0.125)))
+        for k in range(SAMPLES):
+            a[k] = load(x[k] + c)
+        store_reals(centre + c, mean_of_samples(a))
         c += LANES
-    while c < width:
-        centre[c] = mean_of_8(as_real(x[0], c), as_real(x[1], c), as_real(x[2], c), as_real(x[3], c), as_real(x[4], c), as_real(x[5], c),
-                              as_real(x[6], c), as_real(x[7], c))
-        c += 1
-
-
-cdef void guess_runs(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
-    """Of channels of the row layout, of an array that isn't copied."""
-    cdef Py_ssize_t o[8]
-    cdef const elem* x = element(job, OF_X, 0, c0, 0)
-    cdef Py_ssize_t c, k
-    for k in range(8):
-        o[k] = at.row[k] * job.x.outer_stride + at.inner[k]
-    for c in range(width):
-        centre[c] = mean_of_8(as_real(x, o[0]), as_real(x, o[1]), as_real(x, o[2]), as_real(x, o[3]), as_real(x, o[4]), as_real(x, o[5]),
-                              as_real(x, o[6]), as_real(x, o[7]))
-        x += job.x.channel_stride
+    if c < width:
+        guess_others(job, c0 + c, width - c, at, centre + c)
 
 
 cdef void guess_others(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
-    cdef real a[8]
-    cdef Py_ssize_t j, k, first
-    for j in range(width):
-        if job.copies > 1 and j >= job.copy_step and channel_of(job, c0 + j) == channel_of(job, c0 + j - job.copy_step):
-            centre[j] = centre[j - job.copy_step]
-            continue
-        first = channel_of(job, c0 + j) * job.column_step
-        for k in range(8):
-            a[k] = <real>value(job, at.row[k], first + at.column[k], at.inner[k])
-        centre[j] = mean_of_8(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7])
+    """Of columns of which several make a channel, or which are copied, or few."""
+    cdef real some[16 * SAMPLES]
+    cdef lanes a[SAMPLES]
+    cdef Py_ssize_t c, j, k, n, channel = 0 if job.fold > 1 else channel_of(job, c0)
+    cdef Py_ssize_t end = job.channels if job.fold > 1 else channel_of(job, c0 + width - 1) + 1
+    memset(some, 0, sizeof(some))
+    while channel < end:
+        n = min(LANES, end - channel)
+        for j in range(n):
+            for k in range(SAMPLES):
+                some[k * LANES + j] = <real>value(job, at.row[k], (channel + j) * job.column_step + at.column[k], 0)
+        for k in range(SAMPLES):
+            a[k] = load_reals(some + k * LANES)
+        store_reals(some, mean_of_samples(a))
+        for j in range(channel - c0 if job.copies == 1 else 0, channel - c0 + n if job.copies == 1 else width):
+            c = channel_of(job, c0 + j) - channel
+            if 0 <= c < n:
+                centre[j] = some[c]
+        channel += n
+
+
+cdef void guess_runs(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
+    """Of channels of the row layout: LANES elements of each of SAMPLED_RUNS."""
+    cdef Py_ssize_t o[SAMPLED_RUNS]
+    cdef lanes a[SAMPLED_RUNS]
+    cdef real mean[MOST_GROUP]
+    cdef real distance[MOST_GROUP]
+    cdef real some[16]
+    cdef Py_ssize_t c, k, step
+    cdef bint copies = copied(job, OF_X)
+    cdef const elem* x = NULL if copies else element(job, OF_X, 0, c0, 0)
+    cdef Box b
+    cdef Twice s
+    for k in range(SAMPLED_RUNS):
+        o[k] = at.row[k] * job.x.outer_stride + at.inner[k]
+    for c in range(width):
+        for k in range(SAMPLED_RUNS):
+            if copies:
+                b = box(at.row[k], c0 + c, at.inner[k], 1, 1, LANES)
+                a[k] = load(readable(job, OF_X, &b, &step))
+            else:
+                a[k] = load(x + o[k])
+        s = sum_of_lanes(sum_of_8(a))
+        store_reals(some, apart_of_8(a, a + 4))
+        mean[c], distance[c] = <real>((s.number + s.lost) / (SAMPLED_RUNS * LANES)), some[0]
+        x += 0 if copies else job.x.channel_stride
+    for c in range(width, MOST_GROUP):
+        mean[c] = distance[c] = 0
+    for c in range(MOST_GROUP // LANES):
+        store_reals(mean + c * LANES, coarse(load_reals(mean + c * LANES), load_reals(distance + c * LANES)))
+    memcpy(centre, mean, width * sizeof(real))
 
 
 cdef void guess_centres(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* centre) noexcept nogil:
     cdef Sampled at = sampled(job)
-    if copied(job, OF_X) or job.copies > 1:
-        guess_others(job, c0, width, &at, centre)
-    elif job.by_columns:
-        guess_columns(job, c0, width, &at, centre)
-    else:
+    if not job.by_columns:
         guess_runs(job, c0, width, &at, centre)
+    elif copied(job, OF_X) or job.copies > 1:
+        guess_others(job, c0, width, &at, centre)
+    else:
+        guess_columns(job, c0, width, &at, centre)
 
 
 cdef inline bint is_bad(const Job* job, Py_ssize_t c0, Py_ssize_t width, const int* bad, Py_ssize_t column) noexcept nogil:
@@ -137,7 +189,7 @@ cdef bint all_are(const Job* job, Py_ssize_t c, double centre) noexcept nogil:
     return True
 
 
-cdef void exact_moments(const Job* job, Py_ssize_t c, double count, double* mean, double* var) noexcept nogil:
+cdef void exact_moments(const Job* job, Py_ssize_t c, double count, Block* of, Py_ssize_t j) noexcept nogil:
     """A channel by two passes in float64, for what leaves the range of the type."""
     cdef double m = value(job, 0, c * job.column_step, 0), rest = 0, s, q, lost_s, lost_q, a
     cdef Py_ssize_t n, copy, i
@@ -153,12 +205,12 @@ cdef void exact_moments(const Job* job, Py_ssize_t c, double count, double* mean
                     s = two_sum(s, a, &lost_s)
                     q = two_sum(q, a * a, &lost_q)
         if not finite(s):           # of infinities, the sum says what the mean is; the variance is NaN, as infinity - infinity is
-            mean[0], var[0] = s, s - s
+            of.mean[j], of.mean_lost[j], of.var[j] = s, 0, s - s
             return
         a = (s + lost_s if finite(lost_s) else s) / count
         m = two_sum(m, a, &rest)
-    mean[0] = m
-    var[0] = ((q - s * a) + lost_q if finite(lost_q) else q - s * a) / count
+    of.mean[j], of.mean_lost[j] = m, rest
+    of.var[j] = ((q - s * a) + lost_q if finite(lost_q) else q - s * a) / count
 
 
 cdef void update(const Vector* running, Py_ssize_t c0, Py_ssize_t n, const double* batch, double momentum, double factor) noexcept nogil:
@@ -172,7 +224,7 @@ cdef void update(const Vector* running, Py_ssize_t c0, Py_ssize_t n, const doubl
 
 
 cdef inline int judge_moments(const double* sums, double count, const double* centre, Block* of, int* bad) noexcept nogil:
-    """Means and variances, and how many of them are no good: where the mean lies more than 1.4 standard deviations from the guess (1 normal channel in
+    """Means and variances, and how many of them are no good: where the mean lies more than a standard deviation from the guess (1 normal channel in
     16,000), or squares have left the range of the type."""
     cdef const double* s = sums
     cdef const double* q = sums + CONCLUDED
@@ -188,8 +240,9 @@ cdef inline int judge_moments(const double* sums, double count, const double* ce
             lost_s, lost_q = sums[2 * CONCLUDED + j], sums[3 * CONCLUDED + j]
             d = (s[j] + lost_s) / count
             m2 = (q[j] - s[j] * d) + (lost_q - lost_s * d)
-        of.mean[j], of.var[j] = centre[j] + d, m2 / count
-        bad[j] = not ((2 * m2 >= s[j] * d) & (m2 >= least) & (q[j] <= most))
+        of.var[j], of.mean_lost[j] = m2 / count, 0
+        of.mean[j] = two_sum(centre[j], d, &of.mean_lost[j]) if sizeof(real) == 8 else centre[j] + d
+        bad[j] = not ((m2 >= s[j] * d) & (m2 >= least) & (q[j] <= most))
     for j in range(CONCLUDED):
         any_bad |= bad[j]
     return any_bad
@@ -242,4 +295,4 @@ cdef void improve_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of
     judge_moments(sums, count, centre, of, still)
     for j in range(n):
         if bad[j] and still[j]:
-            exact_moments(job, c0 + j, count, &of.mean[j], &of.var[j])
+            exact_moments(job, c0 + j, count, of, j)

@@ -10,6 +10,16 @@ FORCED double two_sum(double a, double b, double *lost)
     return total;
 }
 
+/* The product of a and b, and what it loses by rounding, where it is far from overflow and underflow: Dekker 1971, A floating-point technique for
+ * extending the available precision. */
+FORCED double two_product(double a, double b, double *lost)
+{
+    double p = a * b, c = a * 134217729, d = b * 134217729;
+    double a1 = c - (c - a), a2 = a - a1, b1 = d - (d - b), b2 = b - b1;
+    *lost = a2 * b2 - (((p - a1 * b1) - a2 * b1) - a1 * b2);
+    return p;
+}
+
 /* Totals of LANES columns, and what those of float64 elements lose by rounding: the first ones, and more. */
 FORCED void begin_totals(double *totals, double *lost, lanes a)
 {
