@@ -80,10 +80,10 @@ cdef void merge(const Job* job, Py_ssize_t c0, Py_ssize_t n, double* sums) noexc
             for i in range(kinds):
                 gather(part + i * job.columns, n, job.column_step, (sums if k + copy == 0 else more) + i * CONCLUDED)
             if k + copy > 0:
-                add_sums(sums, more)
+                merge_sums(sums, more)
 
 
-cdef inline void add_sums(double* sums, const double* more) noexcept nogil:
+cdef inline void merge_sums(double* sums, const double* more) noexcept nogil:
     cdef Py_ssize_t j
     cdef double total[4 * CONCLUDED]
     memcpy(total, sums, (4 if sizeof(real) == 8 else 2) * CONCLUDED * sizeof(double))

@@ -14,43 +14,44 @@ ctypedef struct Block:
     double mean_lost[CONCLUDED]         # of float64 elements: what the batch's mean has lost by rounding
     double var[CONCLUDED]
     double invstd[CONCLUDED]
-    double rough[CONCLUDED]             # of float32 elements: a float that is nearly invstd, and the rest of that
-    double rest[CONCLUDED]
     double weight[CONCLUDED]
     double bias[CONCLUDED]
     double dy_sum[CONCLUDED]
     double weight_grad[CONCLUDED]
+    double exact[CONCLUDED]             # the offset before it is rounded, and what is delicate if it is less
+    double least[CONCLUDED]
     real hi[CONCLUDED]
     real scale[CONCLUDED]
     real offset[CONCLUDED]
     real slope[CONCLUDED]
 
 
-cdef inline void inverse_roots(double eps, Block* of) noexcept nogil:
-    """invstd = 1 / sqrt(var + eps). Of float32 elements as rough + rest, to 20 digits: a float, and a step of Newton's method from there, whose
-    residual 1 - (var + eps) * rough ** 2 is made of products that are exact."""
-    cdef float rough[CONCLUDED]
+cdef inline bint roughly(double eps, const Block* of, float* rough) noexcept nogil:
+    """1 / sqrt(var + eps) as floats, and whether these have room for all of it."""
     cdef Py_ssize_t j
     cdef int ordinary = 0       # as wide as a float, so that they are counted side by side
-    cdef double a, lost, r, u, residual
-    for j in range(CONCLUDED if sizeof(real) == 4 else 0):
+    for j in range(CONCLUDED):
         rough[j] = <float>(of.var[j] + eps)
-    for j in range(CONCLUDED if sizeof(real) == 4 else 0):
+    for j in range(CONCLUDED):
         ordinary += (1 if rough[j] < <float>1e30 else 0) if rough[j] > <float>1e-30 else 0
-    if ordinary < CONCLUDED:
-        for j in range(CONCLUDED):
-            of.invstd[j] = of.rough[j] = 1 / sqrt(of.var[j] + eps)
-            of.rest[j] = 0
-        return
     for j in range(CONCLUDED):
         rough[j] = <float>1 / sqrtf(rough[j])
+    return ordinary == CONCLUDED
+
+
+cdef inline void inverse_roots(double eps, Block* of) noexcept nogil:
+    """invstd = 1 / sqrt(var + eps), where the elements are float32 in a third of the time of what float64 needs."""
+    cdef float rough[CONCLUDED]
+    cdef Py_ssize_t j
+    cdef double a, r
+    if sizeof(real) == 4 and roughly(eps, of, rough):
+        for j in range(CONCLUDED):
+            a, r = of.var[j] + eps, rough[j]
+            r = r * (1.5 - 0.5 * a * r * r)         # Newton's method
+            of.invstd[j] = r + 0.5 * r * (1 - a * r * r)
+        return
     for j in range(CONCLUDED):
-        lost = 0
-        a, r = two_sum(of.var[j], eps, &lost), rough[j]
-        u = <float>a * r
-        residual = ((1 - <float>u * r) - (u - <float>u) * r) - ((a - <float>a) + lost) * r * r
-        of.rough[j], of.rest[j] = r, r * residual * (0.5 + 0.375 * residual)
-        of.invstd[j] = r + of.rest[j]
+        of.invstd[j] = 1 / sqrt(of.var[j] + eps)
 
 
 cdef inline double least_far_apart(const Job* job) noexcept nogil:
@@ -66,6 +67,7 @@ cdef inline void map_forward(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block*
     """hi, scale and offset of the forward map."""
     cdef Py_ssize_t j
     cdef double s, root, r, most_root = FLT_MAX if sizeof(real) == 4 else DBL_MAX, far = least_far_apart(job)
+    cdef int delicate = 0
     read(&job.weight, c0, n, 1, of.weight)
     read(&job.bias, c0, n, 0, of.bias)
     for j in range(CONCLUDED):
@@ -77,38 +79,49 @@ cdef inline void map_forward(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block*
             root = of.mean[j] - of.bias[j] / s
         root = root if fabs(root) <= most_root and of.var[j] > 0 else of.mean[j]
         of.hi[j], of.scale[j] = <real>(0 if of.var[j] >= far else root), <real>s
-    if sizeof(real) == 4:
-        offsets_of_singles(of)
-    else:
-        offsets_of_doubles(job.eps, of)
+        s *= of.mean[j] - of.hi[j]
+        of.exact[j] = of.bias[j] - s if fabs(s) <= DBL_MAX else of.bias[j]
+        of.least[j] = 2.0 ** -30 * fabs(s)
+        delicate += fabs(of.exact[j]) < of.least[j]
+    if sizeof(real) == 8:
+        refine_doubles(job.eps, of)
+    elif delicate:
+        refine_singles(job.eps, of)
+    for j in range(CONCLUDED):
+        of.offset[j] = <real>of.exact[j]
 
 
-# offset = bias - (mean - hi) * weight / sqrt(var + eps), in numbers of two parts each. It is y where x is hi, so that all its digits count, which both
-# terms of the difference have only so far as they don't cancel: they are equal but for the rounding of hi.
+# offset = bias - (mean - hi) * weight / sqrt(var + eps) is y where x is hi. Both terms are equal but for the rounding of hi, so that float64 loses what
+# small elements consist of: of float32 elements, in the channels where less than 2 ** -30 of them is left, one in 30; of float64 elements always.
+# There the offset is computed in numbers of two parts each, and taken if no part has left the range of the type.
 
-cdef inline real finite_offset(const Block* of, Py_ssize_t j, double offset) noexcept nogil:
-    """Where a part of it has left the range of the type, it is what float64 says or, where that isn't finite, the bias."""
-    cdef double s = of.weight[j] * of.invstd[j] * (of.mean[j] - of.hi[j])
-    return <real>(offset if fabs(offset) <= DBL_MAX else of.bias[j] - s if fabs(s) <= DBL_MAX else of.bias[j])
-
-
-cdef inline void offsets_of_singles(Block* of) noexcept nogil:
+cdef void refine_singles(double eps, Block* of) noexcept nogil:
     """Products of two floats are exact in float64."""
-    cdef double w, s, rest, m, lost
+    cdef float rough[CONCLUDED]
+    cdef double a, lost, r, u, residual, w, s, rest, m, offset
     cdef float m1, s1
     cdef Py_ssize_t j
+    if not roughly(eps, of, rough):
+        return
     for j in range(CONCLUDED):
+        # invstd = r + rest, by a step of Newton's method whose residual 1 - (var + eps) * r ** 2 is exact to 20 digits
+        lost = 0
+        a, r = two_sum(of.var[j], eps, &lost), rough[j]
+        u = <float>a * r
+        residual = ((1 - <float>u * r) - (u - <float>u) * r) - ((a - <float>a) + lost) * r * r
+        rest = r * residual * (0.5 + 0.375 * residual)
         lost = 0
         w = <float>of.weight[j]
-        s, rest = w * of.rough[j], w * of.rest[j] + (of.weight[j] - w) * of.rough[j]
+        s, rest = w * r, w * rest + (of.weight[j] - w) * r
         m = two_sum(of.mean[j], -of.hi[j], &lost)
         m1, s1 = <float>m, <float>s
         rest = ((m - m1) * (s - s1) + m * rest) + lost * s
-        of.offset[j] = finite_offset(of, j, (((of.bias[j] - <double>m1 * s1) - m1 * (s - s1)) - (m - m1) * s1) - rest)
+        offset = (((of.bias[j] - <double>m1 * s1) - m1 * (s - s1)) - (m - m1) * s1) - rest
+        of.exact[j] = (offset if fabs(offset) <= DBL_MAX else of.exact[j]) if fabs(of.exact[j]) < of.least[j] else of.exact[j]
 
 
-cdef inline void offsets_of_doubles(double eps, Block* of) noexcept nogil:
-    cdef double v, lost_v, r, p, lost, s, lost_s, m, lost_m, rest
+cdef void refine_doubles(double eps, Block* of) noexcept nogil:
+    cdef double v, lost_v, r, p, lost, s, lost_s, m, lost_m, rest, offset
     cdef Py_ssize_t j
     for j in range(CONCLUDED):
         lost_v = lost_m = 0
@@ -123,7 +136,8 @@ cdef inline void offsets_of_doubles(double eps, Block* of) noexcept nogil:
         lost_m += of.mean_lost[j]
         p = two_product(m, s, &lost)
         rest = -((lost + m * lost_s) + lost_m * s)
-        of.offset[j] = finite_offset(of, j, two_sum(of.bias[j], -p, &rest) + rest)
+        offset = two_sum(of.bias[j], -p, &rest) + rest
+        of.exact[j] = offset if fabs(offset) <= DBL_MAX else of.exact[j]
 
 
 cdef inline void map_backward(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of) noexcept nogil:

@@ -19,7 +19,7 @@ from libc.string cimport memcpy, memset
 from .job cimport (ARRAYS, BACKWARD, CENTRE, CLIPPED, COEFFICIENTS, COPIED, FLOAT32, FORWARD, FROZEN, GATE_HI, GATE_OFFSET, GATE_SCALE, GRADIENTS,
                    HARD_SWISH, HI, LEAKY, MOMENTS, OF_DY, OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, OFFSET, SCALE, SIGMOID, SILU, SLOPE, Job,
                    Place, Places, Table, Vector, View)
-from .order cimport LONG_RUN, SAMPLED_RUNS, SAMPLES, TREES, ceil_div, chunk_of, Chunk, coefficient_stride, sums_of
+from .order cimport LONG_RUN, RUN_SAMPLES, SAMPLES, TREES, ceil_div, chunk_of, Chunk, coefficient_stride, sums_of
 from .tuning cimport (ALIGNED_RUN, APPLIED_UNITS, BLOCK, FURTHER, MOST_GROUP, OUTPUT_AHEAD, RECENT, STREAM_AHEAD, STREAMED_BLOCK, WIDE, groups_of)
 
 cdef extern from "lanes.h" nogil:

@@ -15,33 +15,28 @@ cdef double value(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t i) noex
 ctypedef struct Sampled:
     Py_ssize_t row[SAMPLES]
     Py_ssize_t column[SAMPLES]          # from the channel's first
-    Py_ssize_t inner[SAMPLES]           # where LANES elements of a run begin
+    Py_ssize_t inner[SAMPLES]
 
 
 cdef inline Sampled sampled(const Job* job) noexcept nogil:
     cdef Sampled at
-    cdef Py_ssize_t k, mixed, samples = SAMPLES if job.by_columns else SAMPLED_RUNS
-    for k in range(samples):
-        mixed = (k * 5 + 3) % samples
-        at.row[k] = (k * samples + mixed) * job.rows // (samples * samples)
-        at.column[k] = mixed * job.copies // samples * job.copy_step
-        at.inner[k] = mixed * (job.length - LANES) // (samples - 1)
+    cdef size_t k, mixed, rows = job.rows, copies = job.copies, length = job.length
+    if job.by_columns:
+        for k in range(SAMPLES):
+            mixed = (k * 5 + 3) % SAMPLES
+            at.row[k] = (k * SAMPLES + mixed) * rows // (SAMPLES * SAMPLES)
+            at.column[k], at.inner[k] = mixed * copies // SAMPLES * job.copy_step, 0
+    else:
+        for k in range(RUN_SAMPLES):
+            mixed = (k * 5 + 3) % RUN_SAMPLES
+            at.row[k] = (k * RUN_SAMPLES + mixed) * rows // (RUN_SAMPLES * RUN_SAMPLES)
+            at.column[k], at.inner[k] = 0, (mixed * RUN_SAMPLES + k) * length // (RUN_SAMPLES * RUN_SAMPLES)
     return at
-
-
-cdef inline lanes sum_of_8(const lanes* a) noexcept nogil:
-    """As a tree, which is exact where all are equal."""
-    return add(add(add(a[0], a[4]), add(a[2], a[6])), add(add(a[1], a[5]), add(a[3], a[7])))
 
 
 cdef inline lanes apart(lanes a, lanes b) noexcept nogil:
     cdef lanes d = sub(a, b)
     return most(d, sub(spread(0), d))
-
-
-cdef inline lanes apart_of_8(const lanes* a, const lanes* b) noexcept nogil:
-    """How far apart a channel's elements may be, about."""
-    return most(most(apart(a[0], b[0]), apart(a[1], b[1])), most(apart(a[2], b[2]), apart(a[3], b[3])))
 
 
 cdef inline lanes coarse(lanes mean, lanes distance) noexcept nogil:
@@ -51,92 +46,79 @@ cdef inline lanes coarse(lanes mean, lanes distance) noexcept nogil:
     return sub(add(mean, large), large)
 
 
-cdef inline lanes mean_of_samples(const lanes* x) noexcept nogil:
-    cdef lanes a[8]
-    cdef Py_ssize_t k
-    for k in range(8):
-        a[k] = add(x[k], x[k + 8])
-    return coarse(mul(sum_of_8(a), spread(<real>1 / SAMPLES)), apart_of_8(x, x + 8))
+cdef inline lanes sample(const elem* const* x, const real* some, Py_ssize_t k, Py_ssize_t c) noexcept nogil:
+    """The kth one of LANES channels: of columns from c on or, where `some` isn't NULL, of those that have been taken."""
+    return load(x[k] + c) if some == NULL else load_reals(some + k * LANES)
 
 
-cdef void guess_columns(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
-    """Of columns that are channels, of an array that isn't copied: LANES at a time."""
+cdef inline lanes mean_of_samples(const elem* const* x, const real* some, Py_ssize_t c, int samples) noexcept nogil:
+    """About. As a tree, which is exact where all samples are equal."""
+    cdef lanes a[4]
+    cdef lanes b[4]
+    cdef lanes sums[4]
+    cdef lanes distance
+    cdef int k
+    for k in range(4):
+        a[k], b[k] = sample(x, some, k, c), sample(x, some, k + samples // 2, c)
+        sums[k] = add(a[k], b[k])
+    distance = most(most(apart(a[0], b[0]), apart(a[1], b[1])), most(apart(a[2], b[2]), apart(a[3], b[3])))
+    for k in range(4 if samples == 16 else 0):
+        sums[k] = add(sums[k], add(sample(x, some, k + 4, c), sample(x, some, k + 12, c)))
+    return coarse(mul(add(add(sums[0], sums[1]), add(sums[2], sums[3])), spread(<real>1 / samples)), distance)
+
+
+cdef inline void guess_columns(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
+    """Of columns that are channels, of an array that isn't copied, LANES at a time: as many as are whole."""
     cdef const elem* x[SAMPLES]
-    cdef lanes a[SAMPLES]
     cdef Py_ssize_t c = 0, k
     for k in range(SAMPLES):
         x[k] = element(job, OF_X, at.row[k], c0, 0)
     while c + LANES <= width:
-        for k in range(SAMPLES):
-            a[k] = load(x[k] + c)
-        store_reals(centre + c, mean_of_samples(a))
+        store_reals(centre + c, mean_of_samples(x, NULL, c, SAMPLES))
         c += LANES
-    if c < width:
-        guess_others(job, c0 + c, width - c, at, centre + c)
 
 
-cdef void guess_others(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
-    """Of columns of which several make a channel, or which are copied, or few."""
-    cdef real some[16 * SAMPLES]
-    cdef lanes a[SAMPLES]
-    cdef Py_ssize_t c, j, k, n, channel = 0 if job.fold > 1 else channel_of(job, c0)
-    cdef Py_ssize_t end = job.channels if job.fold > 1 else channel_of(job, c0 + width - 1) + 1
-    memset(some, 0, sizeof(some))
-    while channel < end:
-        n = min(LANES, end - channel)
+cdef inline void take_samples(const Job* job, Py_ssize_t channel, Py_ssize_t n, const Sampled* at, real* to) noexcept nogil:
+    """Of up to LANES channels, those of a channel LANES apart."""
+    cdef Py_ssize_t o[SAMPLES]
+    cdef Py_ssize_t j, k, samples = SAMPLES if job.by_columns else RUN_SAMPLES
+    cdef const elem* x
+    if copied(job, OF_X):
         for j in range(n):
-            for k in range(SAMPLES):
-                some[k * LANES + j] = <real>value(job, at.row[k], (channel + j) * job.column_step + at.column[k], 0)
-        for k in range(SAMPLES):
-            a[k] = load_reals(some + k * LANES)
-        store_reals(some, mean_of_samples(a))
-        for j in range(channel - c0 if job.copies == 1 else 0, channel - c0 + n if job.copies == 1 else width):
-            c = channel_of(job, c0 + j) - channel
-            if 0 <= c < n:
-                centre[j] = some[c]
-        channel += n
-
-
-cdef void guess_runs(const Job* job, Py_ssize_t c0, Py_ssize_t width, const Sampled* at, real* centre) noexcept nogil:
-    """Of channels of the row layout: LANES elements of each of SAMPLED_RUNS."""
-    cdef Py_ssize_t o[SAMPLED_RUNS]
-    cdef lanes a[SAMPLED_RUNS]
-    cdef real mean[MOST_GROUP]
-    cdef real distance[MOST_GROUP]
-    cdef real some[16]
-    cdef Py_ssize_t c, k, step
-    cdef bint copies = copied(job, OF_X)
-    cdef const elem* x = NULL if copies else element(job, OF_X, 0, c0, 0)
-    cdef Box b
-    cdef Twice s
-    for k in range(SAMPLED_RUNS):
-        o[k] = at.row[k] * job.x.outer_stride + at.inner[k]
-    for c in range(width):
-        for k in range(SAMPLED_RUNS):
-            if copies:
-                b = box(at.row[k], c0 + c, at.inner[k], 1, 1, LANES)
-                a[k] = load(readable(job, OF_X, &b, &step))
-            else:
-                a[k] = load(x + o[k])
-        s = sum_of_lanes(sum_of_8(a))
-        store_reals(some, apart_of_8(a, a + 4))
-        mean[c], distance[c] = <real>((s.number + s.lost) / (SAMPLED_RUNS * LANES)), some[0]
-        x += 0 if copies else job.x.channel_stride
-    for c in range(width, MOST_GROUP):
-        mean[c] = distance[c] = 0
-    for c in range(MOST_GROUP // LANES):
-        store_reals(mean + c * LANES, coarse(load_reals(mean + c * LANES), load_reals(distance + c * LANES)))
-    memcpy(centre, mean, width * sizeof(real))
+            for k in range(samples):
+                to[k * LANES + j] = <real>value(job, at.row[k], (channel + j) * job.column_step + at.column[k], at.inner[k])
+        return
+    for k in range(samples):
+        o[k] = at.row[k] * job.x.outer_stride + at.column[k] * job.x.channel_stride + at.inner[k]
+    x = element(job, OF_X, 0, channel * job.column_step, 0)
+    for j in range(n):
+        for k in range(samples // 4):          # four loads that stand side by side
+            to[4 * k * LANES + j], to[(4 * k + 1) * LANES + j] = <real>real_of(x[o[4 * k]]), <real>real_of(x[o[4 * k + 1]])
+            to[(4 * k + 2) * LANES + j], to[(4 * k + 3) * LANES + j] = <real>real_of(x[o[4 * k + 2]]), <real>real_of(x[o[4 * k + 3]])
+        x += job.x.channel_stride * job.column_step
 
 
 cdef void guess_centres(const Job* job, Py_ssize_t c0, Py_ssize_t width, real* centre) noexcept nogil:
     cdef Sampled at = sampled(job)
-    if not job.by_columns:
-        guess_runs(job, c0, width, &at, centre)
-    elif copied(job, OF_X) or job.copies > 1:
-        guess_others(job, c0, width, &at, centre)
-    else:
+    cdef real some[16 * SAMPLES]
+    cdef Py_ssize_t c, j, n, channel = 0 if job.fold > 1 else channel_of(job, c0)
+    cdef Py_ssize_t end = job.channels if job.fold > 1 else channel_of(job, c0 + width - 1) + 1
+    if job.by_columns and job.copies == 1 and not copied(job, OF_X):
         guess_columns(job, c0, width, &at, centre)
+        channel += width // LANES * LANES
+    while channel < end:
+        n = min(LANES, end - channel)
+        if n < LANES:
+            memset(some, 0, sizeof(some))
+        take_samples(job, channel, n, &at, some)
+        store_reals(some, mean_of_samples(NULL, some, 0, SAMPLES) if job.by_columns else mean_of_samples(NULL, some, 0, RUN_SAMPLES))
+        if job.copies == 1:
+            memcpy(centre + (channel - c0), some, n * sizeof(real))
+        for j in range(width if job.copies > 1 else 0):
+            c = channel_of(job, c0 + j) - channel
+            if 0 <= c < n:
+                centre[j] = some[c]
+        channel += n
 
 
 cdef inline bint is_bad(const Job* job, Py_ssize_t c0, Py_ssize_t width, const int* bad, Py_ssize_t column) noexcept nogil:
@@ -223,13 +205,13 @@ cdef void update(const Vector* running, Py_ssize_t c0, Py_ssize_t n, const doubl
     write(running, c0, n, values)
 
 
-cdef inline int judge_moments(const double* sums, double count, const double* centre, Block* of, int* bad) noexcept nogil:
-    """Means and variances, and how many of them are no good: where the mean lies more than a standard deviation from the guess (1 normal channel in
-    16,000), or squares have left the range of the type."""
+cdef inline int judge_moments(const double* sums, double count, const double* centre, bint by_columns, Block* of, int* bad) noexcept nogil:
+    """Means and variances, and how many of them are no good: where the mean lies more than 1.4 standard deviations from the guess, in the column
+    layout 1 (1 normal channel in 16,000), or squares have left the range of the type."""
     cdef const double* s = sums
     cdef const double* q = sums + CONCLUDED
     cdef double least = (1e-30 if sizeof(real) == 4 else 1e-290) * count, most = 1e37 if sizeof(real) == 4 else 1e300
-    cdef double d, m2, lost_s, lost_q
+    cdef double d, m2, lost_s, lost_q, far = 1 if by_columns else 2
     cdef Py_ssize_t j
     cdef int any_bad = 0
     for j in range(CONCLUDED):
@@ -242,7 +224,7 @@ cdef inline int judge_moments(const double* sums, double count, const double* ce
             m2 = (q[j] - s[j] * d) + (lost_q - lost_s * d)
         of.var[j], of.mean_lost[j] = m2 / count, 0
         of.mean[j] = two_sum(centre[j], d, &of.mean_lost[j]) if sizeof(real) == 8 else centre[j] + d
-        bad[j] = not ((m2 >= s[j] * d) & (m2 >= least) & (q[j] <= most))
+        bad[j] = not ((far * m2 >= s[j] * d) & (m2 >= least) & (q[j] <= most))
     for j in range(CONCLUDED):
         any_bad |= bad[j]
     return any_bad
@@ -264,7 +246,7 @@ cdef void conclude_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* o
         for j in range(CONCLUDED):
             centre[j] = centres[j * job.column_step] if j < n else 0
     merge(job, c0, n, sums)
-    if judge_moments(sums, count, centre, of, bad):
+    if judge_moments(sums, count, centre, job.by_columns, of, bad):
         for j in range(n):
             bad[j] &= not (sums[j] == 0 and sums[CONCLUDED + j] == 0 and all_are(job, c0 + j, centre[j]))
             any_bad |= bad[j]
@@ -292,7 +274,7 @@ cdef void improve_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of
         centre[j] = centres[j * job.column_step]
     sum_again(job, c0, n, bad)
     merge(job, c0, n, sums)
-    judge_moments(sums, count, centre, of, still)
+    judge_moments(sums, count, centre, job.by_columns, of, still)
     for j in range(n):
         if bad[j] and still[j]:
             exact_moments(job, c0 + j, count, of, j)

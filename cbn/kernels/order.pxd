@@ -20,7 +20,7 @@ from .job cimport FLOAT64, Job, View
 cdef enum:
     TREES = 8           # additions to a lane before float64: nearly equal terms, which all round the same way, lose 2 ** -21 of their sum at the most
     SAMPLES = 16        # elements of a channel whose mean is what its sums are about, column layout
-    SAMPLED_RUNS = 8    # the same, row layout: LANES elements of each
+    RUN_SAMPLES = 8     # the same, row layout
     SMALL_PLANE = 16    # elements, from which on a plane is a run
     AROUND = 32         # columns whose coefficients stand once more after the last, for rows that begin later
     TILE = 64           # columns that few channels are folded to

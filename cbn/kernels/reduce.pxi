@@ -86,10 +86,10 @@ cdef inline lanes behind(const Gate* gate, const Source* at, Py_ssize_t x, Py_ss
     return taken_back(gate.activation, v, load(at.dy + dy))
 
 
-cdef inline void fetch_ahead(const Source* at, Py_ssize_t i, int kind) noexcept nogil:
-    fetch(at.x + i + at.x_ahead)
+cdef inline void fetch_ahead(const Source* at, Py_ssize_t x, Py_ssize_t dy, int kind) noexcept nogil:
+    fetch(at.x + x + at.x_ahead)
     if kind != OF_MOMENTS:
-        fetch(at.dy + i + at.dy_ahead)
+        fetch(at.dy + dy + at.dy_ahead)
 
 
 cdef inline lanes d_of(const Gate* gate, const Source* at, Py_ssize_t x, Py_ssize_t dy, lanes b, int kind) noexcept nogil:
@@ -100,9 +100,15 @@ cdef inline lanes d_of(const Gate* gate, const Source* at, Py_ssize_t x, Py_ssiz
     return behind(gate, at, x, dy)
 
 
-cdef inline void add_tree(Sums* a, const lanes* d, const lanes* b) noexcept nogil:
-    a.s = add(a.s, add(add(d[0], d[1]), add(d[2], d[3])))
-    a.q = add(a.q, add(add(mul(d[0], b[0]), mul(d[1], b[1])), add(mul(d[2], b[2]), mul(d[3], b[3]))))
+cdef inline Sums tree_of(const lanes* d, const lanes* b) noexcept nogil:
+    cdef Sums t
+    t.s = add(add(d[0], d[1]), add(d[2], d[3]))
+    t.q = add(add(mul(d[0], b[0]), mul(d[1], b[1])), add(mul(d[2], b[2]), mul(d[3], b[3])))
+    return t
+
+
+cdef inline void add_sums(Sums* a, Sums t) noexcept nogil:
+    a.s, a.q = add(a.s, t.s), add(a.q, t.q)
 
 
 cdef inline void add_term(Sums* a, lanes d, lanes b) noexcept nogil:

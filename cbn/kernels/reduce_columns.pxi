@@ -33,15 +33,46 @@ cdef void take_last_lanes(const Sink* sink, Py_ssize_t c, Py_ssize_t n, const Su
             sink.to[i * sink.stride + c + j] = few[16 * i + LANES - n + j]
 
 
+cdef inline Sums tree_of_rows(const Source* row, Py_ssize_t x, Py_ssize_t dy, const Gate* gate, int kind) noexcept nogil:
+    """A tree of LANES columns of 4 rows, so many elements from where these are."""
+    cdef lanes b[4]
+    cdef lanes d[4]
+    cdef Py_ssize_t j
+    for j in range(4):
+        b[j] = sub(load(row[j].x + x), gate.centre)
+        d[j] = d_of(gate, &row[j], x, dy, b[j], kind)
+    return tree_of(d, b)
+
+
+cdef inline Source add_trees(Sums* a, const Source* at, const Gate* gate, int trees, int units, int kind) noexcept nogil:
+    """Add a tree of 4 rows, or the sum of two, to `units` x LANES columns; both numbers are constants. Returns where the rows after them are."""
+    cdef Sums sums
+    cdef Source row[4]
+    cdef Py_ssize_t j, k, x = 4 * at.x_step, dy = 4 * at.dy_step
+    row[0] = at[0]
+    for j in range(1, 4):
+        row[j] = moved(&row[j - 1], at.x_step, at.dy_step)
+    for j in range(4 if at.x_ahead else 0):
+        for k in range(units):
+            fetch_ahead(&row[j], k * LANES, k * LANES, kind)
+            if trees == 2:
+                fetch_ahead(&row[j], x + k * LANES, dy + k * LANES, kind)
+    for k in range(units):
+        sums = tree_of_rows(row, k * LANES, k * LANES, &gate[k], kind)
+        if trees == 2:
+            add_sums(&sums, tree_of_rows(row, x + k * LANES, dy + k * LANES, &gate[k], kind))
+        add_sums(&a[k], sums)
+    return moved(at, trees * x, trees * dy)
+
+
 cdef inline void tile_sums(const Source* at, Py_ssize_t rows, const Centres* of, Py_ssize_t c, Py_ssize_t short, const Sink* sink, int units,
                            int kind) noexcept nogil:
     """The sums of `units` x LANES columns, a constant, from c - short on, over at most TREES trees of 4 rows; those of the first `short` are nobody's."""
     cdef Sums a[TILE_LANES]
     cdef Sums few
-    cdef lanes b[4]
-    cdef lanes d[4]
+    cdef lanes b[1]
     cdef Gate gate[TILE_LANES]
-    cdef Source row[4]
+    cdef Source row[2]
     cdef Py_ssize_t n = 0, j, k, rest = rows % 4
     row[0] = at[0]
     for k in range(units):
@@ -51,19 +82,11 @@ cdef inline void tile_sums(const Source* at, Py_ssize_t rows, const Centres* of,
             gate[k].hi, gate[k].scale = load_reals(of.hi + c - short + k * LANES), load_reals(of.scale + c - short + k * LANES)
             gate[k].offset = load_reals(of.offset + c - short + k * LANES)
             gate[k].activation = &of.activation
-    while n < rows - rest:
-        for j in range(1, 4):
-            row[j] = moved(&row[j - 1], at.x_step, at.dy_step)
-        for j in range(4 if at.x_ahead else 0):
-            for k in range(units):
-                fetch_ahead(&row[j], k * LANES, kind)
-        for k in range(units):
-            for j in range(4):
-                b[j] = sub(load(row[j].x + k * LANES), gate[k].centre)
-                d[j] = d_of(&gate[k], &row[j], k * LANES, k * LANES, b[j], kind)
-            add_tree(&a[k], d, b)
-        row[0] = moved(&row[3], at.x_step, at.dy_step)
-        n += 4
+    while n < rows - (rest + 4):
+        row[0] = add_trees(a, &row[0], gate, 2, units, kind)
+        n += 8
+    if n < rows - rest:
+        row[0] = add_trees(a, &row[0], gate, 1, units, kind)
     for k in range(units if rest else 0):
         few.s = few.q = spread(0)
         row[1] = row[0]
@@ -71,7 +94,7 @@ cdef inline void tile_sums(const Source* at, Py_ssize_t rows, const Centres* of,
             b[0] = sub(load(row[1].x + k * LANES), gate[k].centre)
             add_term(&few, d_of(&gate[k], &row[1], k * LANES, k * LANES, b[0], kind), b[0])
             row[1] = moved(&row[1], at.x_step, at.dy_step)
-        a[k].s, a[k].q = add(a[k].s, few.s), add(a[k].q, few.q)
+        add_sums(&a[k], few)
     if short:
         take_last_lanes(sink, c, LANES - short, &a[0])
         return
