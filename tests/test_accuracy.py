@@ -1,5 +1,7 @@
 """Results stay within a few units in the last place where peers lose digits: large offsets, outliers, extreme sizes, constant channels."""
 
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import reference
@@ -190,3 +192,32 @@ def test_nearly_constant_channels(shape, axis, value, isa):
         stats = cbn.batch_stats(x, axis=axis)
         np.testing.assert_allclose(stats.var, exact.var(others).astype(np.float64), rtol=1e-6)
         np.testing.assert_allclose(stats.mean, exact.mean(others).astype(np.float64), atol=1e-6 * tiny)
+
+
+def exactly(x, mean, var, weight, bias):
+    with localcontext() as context:
+        context.prec = 50
+        x, mean, var, weight, bias = (Decimal(float(a)) for a in (x, mean, var, weight, bias))
+        return (x - mean) * weight / (var + Decimal(1e-5)).sqrt() + bias
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_each_element_at_inference(dtype, layout, isa):
+    """Within 3 units in its own last place, however small: the elements nearest to where the map is 0, and the largest, with bias that cancels, too."""
+    rng = np.random.default_rng(41)
+    c, n = 300, 48
+    offset, scale = rng.choice([0, 1, 1e2, 1e4, 1e6], c) * rng.standard_normal(c), 10 ** rng.uniform(-3, 3, c)
+    x = (rng.standard_normal((n, c)) * scale + offset).astype(dtype)
+    mean, var = (offset + scale * rng.standard_normal(c) / 10).astype(dtype), (scale**2 * rng.uniform(0.5, 2, c)).astype(dtype)
+    weight, bias = rng.standard_normal(c).astype(dtype), (rng.choice([0, 1, 1e3], c) * rng.standard_normal(c)).astype(dtype)
+    within_bias = rng.random(c) < 0.3
+    mean[within_bias], bias[within_bias] = 0, (-offset * weight / np.sqrt(var + 1e-5)).astype(dtype)[within_bias]
+    if layout == "last":
+        y = cbn.batch_norm(x, mean, var, weight, bias)
+    else:
+        y = cbn.batch_norm(x.T.copy()[None], mean, var, weight, bias)[0].T
+    for j in range(c):
+        for i in np.argsort(abs(y[:, j]))[[0, 1, -1]]:
+            exact = exactly(x[i, j], mean[j], var[j], weight[j], bias[j])
+            assert abs(Decimal(float(y[i, j])) - exact) <= 3 * Decimal(float(np.spacing(abs(dtype(exact))))), (i, j)

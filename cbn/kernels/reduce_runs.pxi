@@ -56,13 +56,13 @@ cdef inline void flush(Sums* a, Totals* totals, bint begun) noexcept nogil:
     a.s = a.q = spread(0)
 
 
-cdef inline bint add_channel(Sums* a, Totals* totals, const Job* job, const Chunk* chunk, Py_ssize_t c, const Source* first, const Gate* gate, int kind,
-                             bint copies) noexcept nogil:
+cdef inline bint add_channel(Sums* a, Totals* totals, const Job* job, const Chunk* chunk, Py_ssize_t c, const Source* first, const Gate* gate,
+                             int kind) noexcept nogil:
     """Add a channel's part of a chunk, TREES trees at a time; what the lanes hold goes to `totals` whenever the trees in them would be more. Returns
-    whether it has. `first` is where its runs begin, or `copies` says that pieces of them are copied."""
+    whether it has. `first` is where its runs begin, or NULL: pieces of them are copied."""
     cdef Source run, at
     cdef Py_ssize_t n, i, part, trees, filled = 0
-    cdef bint flushed = False
+    cdef bint flushed = False, copies = first == NULL
     if not copies:
         run = first[0]
     for n in range(chunk.n0, chunk.n1):
@@ -93,11 +93,11 @@ cdef void sum_copied_run(const Job* job, const Chunk* chunk, Py_ssize_t c, const
     cdef bint flushed
     a.s = a.q = spread(0)
     if kind == OF_MOMENTS:
-        flushed = add_channel(&a, &totals, job, chunk, c, NULL, gate, OF_MOMENTS, True)
+        flushed = add_channel(&a, &totals, job, chunk, c, NULL, gate, OF_MOMENTS)
     elif kind == OF_DY_ALONE:
-        flushed = add_channel(&a, &totals, job, chunk, c, NULL, gate, OF_DY_ALONE, True)
+        flushed = add_channel(&a, &totals, job, chunk, c, NULL, gate, OF_DY_ALONE)
     else:
-        flushed = add_channel(&a, &totals, job, chunk, c, NULL, gate, OF_DY_BEHIND, True)
+        flushed = add_channel(&a, &totals, job, chunk, c, NULL, gate, OF_DY_BEHIND)
     flush(&a, &totals, flushed)
     put_sums(to, stride, sum_of_totals(totals.s), sum_of_totals(totals.q))
 
@@ -131,7 +131,7 @@ cdef inline void sum_runs(const Job* job, const Chunk* chunk, Py_ssize_t c0, Py_
     for c in range(width):
         gate = gate_of(of, c)
         a.s = a.q = spread(0)
-        flushed = add_channel(&a, &totals, job, chunk, c0 + c, &first, &gate, kind, False)
+        flushed = add_channel(&a, &totals, job, chunk, c0 + c, &first, &gate, kind)
         first = moved(&first, job.x.channel_stride, job.dy.channel_stride)
         if flushed:
             flush(&a, &totals, True)
