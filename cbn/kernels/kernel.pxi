@@ -11,7 +11,7 @@
 #   activation.pxi  each activation                                  walk.pxi             who does what in which order
 
 from cpython.pycapsule cimport PyCapsule_New
-from cython.parallel cimport parallel, threadid
+from cython.parallel cimport parallel, prange, threadid
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY, fabs, sqrt, sqrtf
 from libc.string cimport memcpy, memset

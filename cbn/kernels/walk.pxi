@@ -118,17 +118,21 @@ cdef void share(const Job* shared, int phase, Py_ssize_t window, Py_ssize_t i) n
     restore_float_mode(caller_mode)
 
 
-cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
-    """What one thread of a team does of all the phases; the team waits for all its threads between them."""
-    cdef Py_ssize_t window, i, windows = 1
-    cdef int phase, first = REDUCE, final = APPLY if job.apply else CONCLUDE
-    if job.by_channel or not job.reduction:
-        first = final = CHANNELS if job.by_channel else ALONE
-    else:
-        windows = ceil_div(job.columns, job.window)
-    for window in range(windows):
-        for phase in range(first, final + 1):
-            if job.threads > 1 and (window > 0 or phase > first):       # of one thread, it would be that of a region around the call
+cdef void one_phase(const Job* job, int phase) noexcept nogil:
+    """A phase that needs no other one: groups of channels from statistics to results, or rows. In a function of its own, to whose stack alone the
+    thread of the last share writes its number."""
+    cdef Py_ssize_t i
+    for i in prange(job.threads, num_threads=job.threads, schedule="static", chunksize=1):
+        share(job, phase, 0, i)
+
+
+cdef void all_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
+    """What one thread of a team does of all the phases, window by window; the team waits for all its threads between them."""
+    cdef Py_ssize_t window, i
+    cdef int phase
+    for window in range(ceil_div(job.columns, job.window)):
+        for phase in range(REDUCE, APPLY + 1 if job.apply else CONCLUDE + 1):
+            if job.threads > 1 and (window > 0 or phase > REDUCE):      # of one thread, it would be that of a region around the call
                 team_barrier()
             i = thread
             while i < job.threads:
@@ -137,12 +141,17 @@ cdef void walk_phases(const Job* job, Py_ssize_t thread) noexcept nogil:
 
 
 cdef void run(const Job* job) noexcept nogil:
-    if job.threads == 1:
-        walk_phases(job, 0)
+    cdef bint one = job.by_channel or not job.reduction
+    if one and job.threads > 1:
+        one_phase(job, CHANNELS if job.by_channel else ALONE)
+    elif one:
+        share(job, CHANNELS if job.by_channel else ALONE, 0, 0)
+    elif job.threads == 1:
+        all_phases(job, 0)
     else:
-        # No prange: the thread of the last iteration writes its variable to the caller's stack, and waiting for that line takes the caller 0.3 us.
+        # No prange for each phase: the thread of the last share would write its number to this stack every time, 0.3 us each.
         with parallel(num_threads=job.threads):
-            walk_phases(job, threadid())
+            all_phases(job, threadid())
 
 
 cdef Table table = Table(run=run)
