@@ -11,11 +11,11 @@ except ImportError as error:
 
 from .config import get_include, show_config
 from .folding import Folded, fold_conv, fold_linear
-from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats
+from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats, gradient_sums
 from .images import normalize_images
 from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .memory import empty_cache, get_cache_limit, set_cache_limit
-from .statistics import BatchStats
+from .statistics import BatchStats, GradientSums
 from .threads import get_num_threads, num_threads, set_num_threads
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "BatchNorm3d",
     "BatchStats",
     "Folded",
+    "GradientSums",
     "Gradients",
     "batch_norm",
     "batch_norm_backward",
@@ -36,6 +37,7 @@ __all__ = [
     "get_cache_limit",
     "get_include",
     "get_num_threads",
+    "gradient_sums",
     "normalize_images",
     "num_threads",
     "set_cache_limit",

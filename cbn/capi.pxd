@@ -36,3 +36,15 @@ cdef int cbn_backward(
     void* dx, void* residual_grad,
     int parameter_dtype, const void* weight, const void* bias, const double* mean, const double* var, void* weight_grad, void* bias_grad,
     int training, double eps, int activation, double alpha, double beta, int threads) noexcept nogil
+
+cdef int cbn_gradient_sums(
+    int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void* dy, const void* x, const void* residual,
+    int parameter_dtype, const void* weight, const void* bias, const double* mean, const double* var, double* sum_dy, double* sum_dy_xhat,
+    double eps, int activation, double alpha, double beta, int threads) noexcept nogil
+
+cdef int cbn_backward_by_sums(
+    int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void* dy, const void* x, const void* residual,
+    void* dx, void* residual_grad,
+    int parameter_dtype, const void* weight, const void* bias, const double* mean, const double* var,
+    double count, const double* sum_dy, const double* sum_dy_xhat,
+    double eps, int activation, double alpha, double beta, int threads) noexcept nogil

@@ -88,7 +88,7 @@ cdef int finish(Job* job, int last, double eps, bint training, int activation, d
         return last - 4
     if not CBN_NONE <= activation <= CBN_SILU:
         return last - 3
-    if not set_activation(job, activation, alpha, beta, job.reduction == GRADIENTS):
+    if not set_activation(job, activation, alpha, beta, job.reduction == GRADIENTS or job.apply == BACKWARD):
         return last - 2
     if not 0 <= threads <= MOST_THREADS:
         return last
@@ -118,7 +118,7 @@ cdef int run(Job* job, const void* x, const void* dy, const void* residual, void
     fold_views(job)
     itemsize = 4 if job.dtype == FLOAT32 else 8
     job.bytes_read = itemsize * (1 + (dy != NULL) + (residual != NULL))
-    job.bytes_written = itemsize * (1 + (residual_grad != NULL))
+    job.bytes_written = itemsize * ((y != NULL) + (residual_grad != NULL))
     if execute(job, allowed(threads) if worth_threads(job) else 1):
         return CBN_OK
     return CBN_NO_MEMORY
@@ -210,4 +210,67 @@ cdef int cbn_backward(
     wrong = wrong_array(arrays, 11) or (14 if any_negative(&job.var, channels) else 0) \
         or finish(&job, 22, eps, training, activation, alpha, beta, threads)
     # Without an activation nothing depends on the residual.
+    return wrong or run(&job, x, dy, residual if job.activation else NULL, dx, residual_grad, threads)
+
+
+cdef int cbn_gradient_sums(
+        int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void* dy, const void* x, const void* residual,
+        int parameter_dtype, const void* weight, const void* bias, const double* mean, const double* var, double* sum_dy, double* sum_dy_xhat,
+        double eps, int activation, double alpha, double beta, int threads) noexcept nogil:
+    cdef Job job
+    cdef Array arrays[9]
+    cdef ptrdiff_t n
+    cdef int wrong = begin(&job, dtype, outer, channels, inner, 8, parameter_dtype)
+    if wrong:
+        return wrong
+    n = outer * channels * inner
+    arrays[0] = array(5, ELEMENTS, dy, n, dtype)
+    arrays[1] = array(6, ELEMENTS, x, n, dtype)
+    arrays[2] = array(7, ELEMENTS | OPTIONAL, residual, n, dtype)
+    arrays[3] = array(9, OPTIONAL, weight, channels, parameter_dtype)
+    arrays[4] = array(10, OPTIONAL, bias, channels, parameter_dtype)
+    arrays[5] = array(11, 0, mean, channels, sizeof(double))
+    arrays[6] = array(12, 0, var, channels, sizeof(double))
+    arrays[7] = array(13, WRITTEN, sum_dy, channels, sizeof(double))
+    arrays[8] = array(14, WRITTEN, sum_dy_xhat, channels, sizeof(double))
+    job.reduction = GRADIENTS
+    job.weight, job.bias = vector(weight, parameter_dtype), vector(bias, parameter_dtype)
+    job.mean, job.var = vector(mean, CBN_FLOAT64), vector(var, CBN_FLOAT64)
+    job.bias_grad, job.weight_grad = vector(sum_dy, CBN_FLOAT64), vector(sum_dy_xhat, CBN_FLOAT64)
+    wrong = wrong_array(arrays, 9) or (12 if any_negative(&job.var, channels) else 0) \
+        or finish(&job, 19, eps, True, activation, alpha, beta, threads)
+    return wrong or run(&job, x, dy, residual if job.activation else NULL, NULL, NULL, threads)
+
+
+cdef int cbn_backward_by_sums(
+        int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void* dy, const void* x, const void* residual,
+        void* dx, void* residual_grad,
+        int parameter_dtype, const void* weight, const void* bias, const double* mean, const double* var,
+        double count, const double* sum_dy, const double* sum_dy_xhat,
+        double eps, int activation, double alpha, double beta, int threads) noexcept nogil:
+    cdef Job job
+    cdef Array arrays[11]
+    cdef ptrdiff_t n
+    cdef int wrong = begin(&job, dtype, outer, channels, inner, 10, parameter_dtype)
+    if wrong:
+        return wrong
+    n = outer * channels * inner
+    arrays[0] = array(5, ELEMENTS, dy, n, dtype)
+    arrays[1] = array(6, ELEMENTS, x, n, dtype)
+    arrays[2] = array(7, ELEMENTS | OPTIONAL, residual, n, dtype)
+    arrays[3] = array(8, ELEMENTS | WRITTEN, dx, n, dtype)
+    arrays[4] = array(9, WRITTEN | OPTIONAL, residual_grad, n, dtype)
+    arrays[5] = array(11, OPTIONAL, weight, channels, parameter_dtype)
+    arrays[6] = array(12, OPTIONAL, bias, channels, parameter_dtype)
+    arrays[7] = array(13, 0, mean, channels, sizeof(double))
+    arrays[8] = array(14, 0, var, channels, sizeof(double))
+    arrays[9] = array(16, 0, sum_dy, channels, sizeof(double))
+    arrays[10] = array(17, 0, sum_dy_xhat, channels, sizeof(double))
+    job.apply = BACKWARD
+    job.weight, job.bias = vector(weight, parameter_dtype), vector(bias, parameter_dtype)
+    job.mean, job.var = vector(mean, CBN_FLOAT64), vector(var, CBN_FLOAT64)
+    job.bias_grad, job.weight_grad = vector(sum_dy, CBN_FLOAT64), vector(sum_dy_xhat, CBN_FLOAT64)
+    job.count = count
+    wrong = wrong_array(arrays, 11) or (14 if any_negative(&job.var, channels) else 0) \
+        or (0 if <double>outer * inner <= count <= 2.0 ** 62 else 15) or finish(&job, 22, eps, True, activation, alpha, beta, threads)
     return wrong or run(&job, x, dy, residual if job.activation else NULL, dx, residual_grad, threads)

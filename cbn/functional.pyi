@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from .statistics import BatchStats
+from .statistics import BatchStats, GradientSums
 
 class _Gradients(NamedTuple):
     x: NDArray[Any]
@@ -43,8 +43,21 @@ def batch_norm_train(
     axis: int = 1,
     activation: Activation = None,
     residual: ArrayLike | None = None,
+    stats: BatchStats | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], BatchStats]: ...
+def gradient_sums(
+    dy: ArrayLike,
+    x: ArrayLike,
+    stats: BatchStats,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    activation: Activation = None,
+    residual: ArrayLike | None = None,
+) -> GradientSums: ...
 def batch_norm_backward(
     dy: ArrayLike,
     x: ArrayLike,
@@ -58,6 +71,7 @@ def batch_norm_backward(
     affine_grad: bool = True,
     activation: Activation = None,
     residual: ArrayLike | None = None,
+    sums: GradientSums | None = None,
     out: NDArray[Any] | None = None,
 ) -> Gradients: ...
 def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats: ...

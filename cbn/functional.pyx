@@ -23,7 +23,7 @@ from .memory cimport copy_of, new_like
 from .native cimport any_negative, conclude_empty, execute, set_activation, worth_threads
 from .threads cimport limit
 
-from .statistics import BatchStats
+from .statistics import BatchStats, GradientSums
 from .words import show, warn
 
 cnp.import_array()
@@ -167,7 +167,7 @@ def plan_of(shape, dtype=np.float32, axis=1, threads=1, operation="training"):
         "layout": "columns" if job.by_columns else "rows", "rows": job.rows, "columns": job.columns, "length": job.length, "copies": job.copies,
         "fold": job.fold, "tail": job.tail, "chunks": job.chunks, "chunk_rows": job.chunk_rows, "chunk_length": job.chunk_length,
         "group": job.group, "window": job.window, "pieces": job.pieces, "piece": job.piece, "by_channel": bool(job.by_channel),
-        "stream": bool(job.stream), "far": bool(job.far),
+        "stream": bool(job.stream), "far": bool(job.far), "beyond": bool(job.beyond),
     }  # fmt: skip
 
 
@@ -390,7 +390,18 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     return y
 
 
-def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=None, residual=None, out=None):
+cdef object count_of_all(stats, cnp.ndarray x, int axis):
+    """stats.count, of a batch of which x is a part."""
+    if not isinstance(stats, BatchStats):
+        raise TypeError(f"stats: expected the BatchStats of all parts of the batch, got {type(stats).__name__}")
+    count = integer(stats.count, "stats.count")
+    if count < values_per_channel(x, axis):
+        raise ValueError(f"stats.count: expected at least {values_per_channel(x, axis)}, the values per channel of x, which is a part of the batch, "
+                         f"got {count} {where(x, axis)}")
+    return count
+
+
+def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=None, residual=None, stats=None, out=None):
     """Normalize each channel by the batch's own statistics; return them too.
 
     y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual), with mean and population variance over all axes but `axis`.
@@ -399,12 +410,22 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=
     weight, bias : shape (C,), or None for ones and zeros.
     eps : > 0, added to the variance.
     activation, residual : as in `batch_norm`.
+    stats : None, or the BatchStats of a batch of which x is a part (`batch_stats` of each part, merged): x, which may have any number of values, is
+        normalized by these.
     out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
-    Returns (y, BatchStats(count, mean, var)); the latter is what `batch_norm_backward` needs.
+    Returns (y, BatchStats(count, mean, var)); the latter, `stats` itself if given, is what `batch_norm_backward` needs.
     Raises ValueError or TypeError, having written nothing.
 
     Ioffe & Szegedy 2015, algorithm 1.
     """
+    if stats is not None:
+        x_ = as_elements(x, "x")
+        count_of_all(stats, x_, channel_axis(x_, axis))
+        checked_eps(eps, True, x_)
+        for name in ("mean", "var"):
+            if getattr(stats, name) is None:
+                raise TypeError(f"stats.{name}: expected an array of shape (C,), got None")
+        return batch_norm(x_, stats.mean, stats.var, weight, bias, False, 0.0, eps, axis=axis, activation=activation, residual=residual, out=out), stats
     return forward_training(x, None, None, weight, bias, 0.0, eps, axis, activation, residual, out)
 
 
@@ -427,8 +448,44 @@ def batch_stats(x, *, axis=1):
     return new_tuple(BatchStats, (values_per_channel(x_, axis_), mean, var))
 
 
+def gradient_sums(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, activation=None, residual=None):
+    """The sums that the gradients of a batch need, of a part of it: the first half of `batch_norm_backward`, which takes them as `sums`.
+
+    dy, x : arrays of one shape and dtype, this part's; it may be empty.
+    stats : BatchStats of the whole batch, by which x was normalized.
+    weight, bias, eps, axis, activation, residual : as in the forward call. dy is first taken back through the activation.
+    Returns GradientSums(dy, dy_xhat): sum(dy) and sum(dy * xhat) with xhat = (x - mean) / sqrt(var + eps), float64 arrays of shape (C,). Those of
+        several parts are joined by their `merge`; those of all parts are the gradients of bias and weight.
+    Raises ValueError or TypeError.
+
+    Ioffe & Szegedy 2015, section 3.
+    """
+    cdef cnp.ndarray x_ = as_elements(x, "x"), dy_ = as_elements(dy, "dy"), sums, products
+    cdef int axis_ = channel_axis(x_, axis)
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    job.eps = checked_eps(eps, True, x_)
+    if not same_shape(dy_, x_):
+        raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
+    check_type(dy_, "dy", x_)
+    count_of_all(stats, x_, axis_)
+    mean_ = needed(&job.mean, stats.mean, "stats.mean", channels, x_, axis_)
+    var_ = needed(&job.var, stats.var, "stats.var", channels, x_, axis_)
+    weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
+    bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, True)
+    check_variance(&job.var, channels, "stats.var", job.eps)
+    job.reduction = GRADIENTS
+    products = result(&job.weight_grad, channels, cnp.NPY_FLOAT64)
+    sums = result(&job.bias_grad, channels, cnp.NPY_FLOAT64)
+    run(&job, axis_, x_, dy_, residual_ if job.activation else None, None, None)
+    return new_tuple(GradientSums, (sums, products))
+
+
 def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, training=True, affine_grad=True, activation=None,
-                        residual=None, out=None):
+                        residual=None, sums=None, out=None):
     """Gradients of a loss with respect to x, weight and bias, from dy, that with respect to y.
 
     With invstd = 1 / sqrt(var + eps), xhat = (x - mean) * invstd and m values a channel:
@@ -441,6 +498,8 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     stats : BatchStats of the forward call, whose count must be x's with training=True, or a pair (mean, var) of arrays of shape (C,).
     weight, bias, eps, axis, activation, residual : as in the forward call. dy is first taken back through the activation, whose input is computed
         anew; at its corners the gradients are PyTorch's.
+    sums : None, or the GradientSums of all parts of a batch of which x and dy are one (`gradient_sums` of each part, merged): x' is this part's, m
+        is stats.count, that of all; weight' and bias' are those of all parts, which are the sums.
     affine_grad : whether weight' and bias' are wanted. If not, with training=False and no activation, of x only shape and dtype matter.
     out : array for x', of x's shape and dtype; may be dy or x itself, otherwise must not overlap an argument. None: a new array.
     Returns Gradients(x, weight, bias): x' of x's dtype; those of weight and bias of shape (C,), in the dtype of `weight` if it is a float array,
@@ -463,9 +522,15 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         raise TypeError(f"stats: expected BatchStats or a pair (mean, var), got {type(stats).__name__}")
     mean = stats[len(stats) - 2]
     var = stats[len(stats) - 1]
-    if len(stats) == 3 and train and integer(stats[0], "stats.count") != values_per_channel(x_, axis_):
+    if sums is not None:
+        if not isinstance(sums, GradientSums):
+            raise TypeError(f"sums: expected GradientSums, got {type(sums).__name__}")
+        if not train:
+            raise ValueError("sums: expected None with training=False, as gradients by constant statistics need no sums")
+        job.count = count_of_all(stats, x_, axis_)
+    elif len(stats) == 3 and train and integer(stats[0], "stats.count") != values_per_channel(x_, axis_):
         raise ValueError(f"stats.count: expected {values_per_channel(x_, axis_)}, the values per channel of x, as gradients of a part of a batch "
-                         f"are not supported, got {stats[0]} {where(x_, axis_)}")
+                         f"need the sums of all parts [sums], got {stats[0]} {where(x_, axis_)}")
     mean_ = needed(&job.mean, mean, "stats.mean", channels, x_, axis_)
     var_ = needed(&job.var, var, "stats.var", channels, x_, axis_)
     weight_ = parameter(&job.weight, weight, "weight", channels, x_, axis_)
@@ -476,6 +541,8 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     dx = output(out, dy_ if scaled else x_)
     if out is not None:
         check_outputs(dx, x_, dy_, residual_, weight, bias, mean, var, "stats.")
+        for name in ("dy", "dy_xhat") if sums is not None else ():
+            check_overlap(dx, "out", getattr(sums, name), "sums." + name, False)
     check_variance(&job.var, channels, "stats.var", job.eps)
     if residual_ is None:
         residual_grad = None
@@ -499,9 +566,14 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         kernel_type = cnp.NPY_FLOAT64
         if dtype_of(weight) != FLOAT64:
             grad_dtype = weight.dtype.newbyteorder("=")
-    job.reduction = GRADIENTS
+    job.reduction = GRADIENTS if sums is None else 0
     job.apply = BACKWARD if train else FROZEN
-    if train or affine:
+    if sums is not None:
+        products_ = needed(&job.weight_grad, sums.dy_xhat, "sums.dy_xhat", channels, x_, axis_)
+        sums_ = needed(&job.bias_grad, sums.dy, "sums.dy", channels, x_, axis_)
+        grad_dtype = grad_dtype or (np.float32 if kernel_type == cnp.NPY_FLOAT32 else np.float64)
+        weight_grad, bias_grad = products_, sums_
+    elif train or affine:
         weight_grad = result(&job.weight_grad, channels, kernel_type)
         bias_grad = result(&job.bias_grad, channels, kernel_type)
     run(&job, axis_, x_, dy_, residual_, dx, new_grad)

@@ -76,6 +76,8 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     cdef char* memory
     cdef bint stream
     cdef Loan loan
+    if job.count == 0:
+        job.count = <double>job.outer * job.inner
     borrow(&loan, work_of(job), budget)
     # What has just been read is in the first cache, and is written there; kernels that write past the caches rely on it.
     stream = elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes and not reads_where_it_writes(job)

@@ -47,3 +47,27 @@ class BatchStats(NamedTuple):
         """sum((x - mean)**2) / (count - 1), what running variances are updated with."""
         with np.errstate(all="ignore"):
             return self.var * (self.count / (self.count - 1)) if self.count > 1 else np.full_like(self.var, np.nan)
+
+
+class GradientSums(NamedTuple):
+    """What the gradients of a batch need of all its parts, for each channel: the gradients of bias and weight, too.
+
+    dy : sum(dy), a float64 array of shape (C,).
+    dy_xhat : sum(dy * xhat), with xhat = (x - mean) / sqrt(var + eps).
+    """
+
+    dy: np.ndarray
+    dy_xhat: np.ndarray
+
+    def merge(self, other):
+        """The sums of both parts. Raises TypeError for anything but GradientSums, ValueError where the numbers of channels differ."""
+        if not isinstance(other, GradientSums):
+            raise TypeError(f"other: expected GradientSums, got {type(other).__name__}")
+        for name in ("dy", "dy_xhat"):
+            a = getattr(other, name)
+            if type(a) is not np.ndarray or a.ndim != 1 or a.dtype.kind != "f":
+                raise TypeError(f"other.{name}: expected an array of floats of shape (C,), got {show(a)}")
+            if a.shape != self.dy.shape:
+                raise ValueError(f"other.{name}: expected sums of {self.dy.shape[0]} channels, got {a.shape[0]}")
+        with np.errstate(all="ignore"):
+            return GradientSums(self.dy + other.dy, self.dy_xhat + other.dy_xhat)

@@ -27,6 +27,7 @@ TYPES = {"int": ctypes.c_int, "ptrdiff_t": ctypes.c_ssize_t, "double": ctypes.c_
 CODES = dict(re.findall(r"(CBN_\w+) = (-?\d+)", HEADER))
 OK, NO_MEMORY, ONE_VALUE = (int(CODES["CBN_" + name]) for name in ("OK", "NO_MEMORY", "ONE_VALUE"))
 NAMES = "inference", "training", "backward"
+HALVES = "gradient_sums", "backward_by_sums"  # of backward, for a batch in parts: tests/test_split.py
 RNG = np.random.default_rng(77)
 
 ctypes.pythonapi.PyCapsule_GetName.restype = ctypes.c_char_p
@@ -446,7 +447,7 @@ def test_out_of_memory():
 def test_header_and_declaration_agree():
     """With each other, and with the types that the module itself gives its functions."""
     assert len(CODES) == 13 and dict(re.findall(r"(CBN_\w+) = (-?\d+)", DECLARATION)) == CODES
-    assert set(capi.__pyx_capi__) == {"cbn_" + name for name in NAMES}
+    assert set(capi.__pyx_capi__) == {"cbn_" + name for name in NAMES + HALVES}
     for name in NAMES:
         declared = re.search(rf"cdef int cbn_{name}\(([^)]*)\) noexcept nogil", DECLARATION)[1]
         assert [argument.split()[-1] for argument in declared.split(",")] == [argument for _, argument in parameters(name)]

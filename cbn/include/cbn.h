@@ -91,6 +91,22 @@ typedef int cbn_backward_function(
     int parameter_dtype, const void *weight, const void *bias, const double *mean, const double *var, void *weight_grad, void *bias_grad,
     int training, double eps, int activation, double alpha, double beta, int threads);
 
+/* The two halves of cbn_backward with training != 0, for a batch in parts: sum_dy and sum_dy_xhat of one part, arrays of doubles and shape (channels)
+ * that are added up over all parts, and the gradients of a part from these. mean and var are those of the whole batch, and count its elements a
+ * channel. The sums of all parts are the gradients of bias and weight. What may be NULL is as above.
+ */
+typedef int cbn_gradient_sums_function(
+    int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void *dy, const void *x, const void *residual,
+    int parameter_dtype, const void *weight, const void *bias, const double *mean, const double *var, double *sum_dy, double *sum_dy_xhat,
+    double eps, int activation, double alpha, double beta, int threads);
+
+typedef int cbn_backward_by_sums_function(
+    int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void *dy, const void *x, const void *residual,
+    void *dx, void *residual_grad,
+    int parameter_dtype, const void *weight, const void *bias, const double *mean, const double *var,
+    double count, const double *sum_dy, const double *sum_dy_xhat,
+    double eps, int activation, double alpha, double beta, int threads);
+
 #ifdef __cplusplus
 }
 #endif
@@ -100,17 +116,19 @@ typedef int cbn_backward_function(
 static cbn_inference_function *cbn_inference;
 static cbn_training_function *cbn_training;
 static cbn_backward_function *cbn_backward;
+static cbn_gradient_sums_function *cbn_gradient_sums;
+static cbn_backward_by_sums_function *cbn_backward_by_sums;
 
 /* Makes the functions above callable, with the GIL held. Returns 0, or -1 with a Python exception set. */
 static inline int cbn_import(void)
 {
-    static const char *const names[] = {"cbn_inference", "cbn_training", "cbn_backward"};
-    void *functions[3];
+    static const char *const names[] = {"cbn_inference", "cbn_training", "cbn_backward", "cbn_gradient_sums", "cbn_backward_by_sums"};
+    void *functions[5];
     PyObject *module = PyImport_ImportModule("cbn.capi");
     PyObject *all = module ? PyObject_GetAttrString(module, "__pyx_capi__") : NULL;
     int i;
     Py_XDECREF(module);
-    for (i = 0; i < 3 && all; i++) {
+    for (i = 0; i < 5 && all; i++) {
         PyObject *capsule = PyMapping_GetItemString(all, names[i]);
         functions[i] = capsule ? PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)) : NULL;
         Py_XDECREF(capsule);
@@ -123,6 +141,8 @@ static inline int cbn_import(void)
     cbn_inference = (cbn_inference_function *)functions[0];
     cbn_training = (cbn_training_function *)functions[1];
     cbn_backward = (cbn_backward_function *)functions[2];
+    cbn_gradient_sums = (cbn_gradient_sums_function *)functions[3];
+    cbn_backward_by_sums = (cbn_backward_by_sums_function *)functions[4];
     return 0;
 }
 

@@ -176,7 +176,7 @@ cdef inline void apply_columns(const Job* job, const Target* to, Py_ssize_t rows
     cdef Py_ssize_t n = 0, some, y_bytes = to.y_step * sizeof(elem), line = LANES * sizeof(elem)
     cdef Target here = to[0]
     cdef bint streamed = job.stream and width % LANES == 0 and (<size_t>to.y | <size_t>y_bytes) % <size_t>line == 0
-    some = max(<Py_ssize_t>1, STREAMED_BLOCK // width) if streamed else max(<Py_ssize_t>8, BLOCK // width)
+    some = 1 if job.beyond else max(<Py_ssize_t>8, BLOCK // width)
     while n < rows:
         some = min(some, rows - n)
         apply_tiles(job, &here, some, c, width, activation, kind, streamed)

@@ -143,7 +143,7 @@ cdef void refine_doubles(double eps, Block* of) noexcept nogil:
 cdef inline void map_backward(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of) noexcept nogil:
     """hi, scale, offset and slope of the backward map."""
     cdef Py_ssize_t j
-    cdef double lost, mean, count = <double>job.outer * job.inner, far = least_far_apart(job)
+    cdef double lost, mean, count = job.count, far = least_far_apart(job)
     read(&job.weight, c0, n, 1, of.weight)
     for j in range(CONCLUDED):
         of.hi[j] = <real>(0 if of.var[j] >= far else of.mean[j])
@@ -217,6 +217,9 @@ cdef void conclude_block(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept n
     memset(of.weight_grad, 0, sizeof(of.weight_grad))
     if job.reduction == GRADIENTS and job.weight_grad.data != NULL:
         conclude_gradients(job, c0, n, &of)
+    elif job.reduction == 0:
+        read(&job.weight_grad, c0, n, 0, of.weight_grad)
+        read(&job.bias_grad, c0, n, 0, of.dy_sum)
     if job.apply:
         map_backward(job, c0, n, &of)
         set_coefficients(job, HI, c0, n, of.hi)

@@ -108,8 +108,9 @@ ctypedef struct Job:
     Vector running_mean         # updated by MOMENTS unless NULL
     Vector running_var
     double momentum
-    Vector weight_grad          # results of GRADIENTS; NULL where FROZEN is all that is wanted
-    Vector bias_grad
+    double count                # values of a channel: x's own or, without a reduction, those of all parts of a batch
+    Vector weight_grad          # results of GRADIENTS; NULL where FROZEN is all that is wanted. BACKWARD without a reduction: sum(dy * xhat), given
+    Vector bias_grad            # and sum(dy)
 
     # How a channel is cut for its reductions: a function of the shape alone (order.pxd).
     bint by_columns             # the column layout, otherwise the row layout
@@ -132,6 +133,7 @@ ctypedef struct Job:
     Py_ssize_t window           # columns to a window
     bint stream                 # write past the caches; y is none of what is read then
     bint far                    # the second-level caches don't hold what is read
+    bint beyond                 # nor is it likely that the last-level cache holds much of it
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
     double* serial_seconds      # or NULL: what the work would take one thread, by what the calling thread's share of it took, is added to it

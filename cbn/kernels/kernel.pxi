@@ -20,7 +20,7 @@ from .job cimport (ARRAYS, BACKWARD, CENTRE, CLIPPED, COEFFICIENTS, COPIED, FLOA
                    HARD_SWISH, HI, LEAKY, MOMENTS, OF_DY, OF_RESIDUAL, OF_RESIDUAL_GRAD, OF_X, OF_Y, OFFSET, SCALE, SIGMOID, SILU, SLOPE, Job,
                    Place, Places, Table, Vector, View)
 from .order cimport LONG_RUN, RUN_SAMPLES, SAMPLES, TREES, ceil_div, chunk_of, Chunk, coefficient_stride, sums_of
-from .tuning cimport (ALIGNED_RUN, APPLIED_UNITS, BLOCK, FURTHER, MOST_GROUP, OUTPUT_AHEAD, RECENT, STREAM_AHEAD, STREAMED_BLOCK, WIDE, groups_of)
+from .tuning cimport (ALIGNED_RUN, APPLIED_UNITS, BLOCK, FURTHER, MOST_GROUP, OUTPUT_AHEAD, RECENT, STREAM_AHEAD, WIDE, groups_of)
 
 cdef extern from "lanes.h" nogil:
     ctypedef float real         # what is computed with: float or, of float64 elements, double

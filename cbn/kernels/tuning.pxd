@@ -12,8 +12,8 @@ cdef enum:
     FURTHER = 2048      # elements from what a reduction of the row layout reads to what it fetches: into the runs of the next channels
     RECENT = 65536      # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
     APPLIED_UNITS = 4   # of LANES columns that it takes side by side
-    BLOCK = 512         # elements of the rows that it takes tile by tile before the next ones,
-    STREAMED_BLOCK = 512        # where results are written past the caches: almost in the order of memory
+    BLOCK = 512         # elements of the rows that it takes tile by tile before the next ones;
+    FAR_BEYOND = 8      # from so many times a core's cache on (narrow rows: half as much again), they are taken one after the other: in the order of memory
     ALIGNED_RUN = 256   # elements of a run that are worth beginning on a cache line
     STREAM_AHEAD = 1024 # elements from what it reads to what it fetches, where results are written past the caches,
     OUTPUT_AHEAD = 512  # and from what it writes to what it fetches to be written
@@ -35,6 +35,7 @@ cdef inline void share_work(Job* job, int threads, bint stream, double bytes, do
     job.threads = threads
     job.stream = stream
     job.far = bytes > threads * core_cache
+    job.beyond = stream or bytes > (FAR_BEYOND if job.columns >= 512 else FAR_BEYOND * 3 // 2) * core_cache
     job.window = job.columns
     job.by_channel = False
     if job.by_columns:
