@@ -448,7 +448,7 @@ def test_header_and_declaration_agree():
     """With each other, and with the types that the module itself gives its functions."""
     assert len(CODES) == 13 and dict(re.findall(r"(CBN_\w+) = (-?\d+)", DECLARATION)) == CODES
     assert set(capi.__pyx_capi__) == {"cbn_" + name for name in NAMES + HALVES}
-    for name in NAMES:
+    for name in NAMES + HALVES:
         declared = re.search(rf"cdef int cbn_{name}\(([^)]*)\) noexcept nogil", DECLARATION)[1]
         assert [argument.split()[-1] for argument in declared.split(",")] == [argument for _, argument in parameters(name)]
         types = [re.sub(r"const (\w+)", r"\1 const", kind).strip() for kind, _ in parameters(name)]
