@@ -96,6 +96,7 @@ JUNK = [
     lambda: type("Wrong", (), {"__array__": lambda self, dtype=None, copy=None: "no array"})(),
     lambda: cbn.BatchNorm2d(CHANNELS), lambda: cbn.BatchNorm2d, lambda: cbn.batch_stats(X), lambda: cbn.batch_stats(X)._replace(count=None),
     lambda: cbn.batch_stats(X)._replace(mean=None), lambda: cbn.batch_stats(X)._replace(var=None), lambda: cbn.batch_stats(X)._replace(count=1 << 80),
+    lambda: cbn.GradientSums(np.zeros(CHANNELS), None), lambda: cbn.GradientSums(of(CHANNELS), of(CHANNELS)), lambda: cbn.GradientSums("ab", 1),
 ]  # fmt: skip
 ATTRIBUTES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked", "momentum", "eps", "axis", "activation", "frozen", "training", "affine",
               "track_running_stats", "on_nonfinite", "num_features", "dtype", "stats_dtype"]  # fmt: skip
@@ -137,6 +138,12 @@ def targets():
     yield "batch_norm", lambda: (cbn.batch_norm, with_statistics(out=X.copy(), **fusions), None)
     yield "batch_norm", lambda: (cbn.batch_norm, with_statistics(training=True, out=X.copy()), None)
     yield "batch_norm_train", lambda: (cbn.batch_norm_train, train(), None)
+    yield "batch_norm_train", lambda: (cbn.batch_norm_train, {**train(), "stats": cbn.batch_stats(X)}, None)
+    back = lambda: {"dy": X.copy(), "stats": cbn.batch_stats(X), **train(), "out": X.copy()}
+    sums = lambda: cbn.GradientSums(np.zeros(CHANNELS), np.zeros(CHANNELS))
+    yield "gradient_sums", lambda: (cbn.gradient_sums, {name: value for name, value in back().items() if name != "out"}, None)
+    yield "batch_norm_backward", lambda: (cbn.batch_norm_backward, {**back(), "sums": sums()}, None)
+    yield "merge", lambda: (sums().merge, {"other": sums()}, None)
     yield "batch_stats", lambda: (cbn.batch_stats, {"x": X.copy(), "axis": 1}, None)
     for training in (True, False):
         for stats in (lambda: cbn.batch_stats(X), lambda: (vector(0), vector())):

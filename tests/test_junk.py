@@ -19,7 +19,7 @@ def test_drawn_junk():
     assert "counts" in done.stdout
 
 
-NOT_CALLED = {"BatchStats", "Gradients", "Folded", "empty_cache", "get_cache_limit", "get_include", "get_num_threads", "show_config"}  # take nothing
+NOT_CALLED = {"BatchStats", "Gradients", "GradientSums", "Folded", "empty_cache", "get_cache_limit", "get_include", "get_num_threads", "show_config"}  # take nothing
 
 
 def test_the_space_has_everything():

@@ -20,7 +20,8 @@ ctypedef struct Sampled:
 
 cdef inline Sampled sampled(const Job* job) noexcept nogil:
     cdef Sampled at
-    cdef size_t k, mixed, rows = job.rows, copies = job.copies, length = job.length
+    cdef Py_ssize_t k
+    cdef size_t mixed, rows = job.rows, copies = job.copies, length = job.length     # unsigned, so that divisions are shifts
     if job.by_columns:
         for k in range(SAMPLES):
             mixed = (k * 5 + 3) % SAMPLES
