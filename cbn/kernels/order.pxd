@@ -9,8 +9,8 @@
 #        LANES                                                                       +----+----+----+-
 #
 # What is left of a run after whole trees, or of a block of rows, is added one after the other in place of a tree.
-# Trees of 4 are added to a lane in pairs, as equal terms double exactly, TREES of them, and then to totals in float64; of float64 elements, what these lose by rounding is
-# summed, too. Runs of a channel follow one another in the same lanes. A run is taken TREES trees at a time.
+# Trees of 4 are added to a lane in pairs, as equal terms double exactly, TREES of them, and then to totals in float64; of float64 elements, what
+# these lose by rounding is summed, too. Runs of a channel follow one another in the same lanes. A run is taken TREES trees at a time.
 # A chunk is what of a channel (of a row of channels) is summed by itself: some rows or, of long runs, a part of one. The sums of chunks and of a
 # channel's columns are added in their order, in float64.
 # What fixes speed alone (windows, groups, pieces: who does what when) is in tuning.pxd.
