@@ -1,6 +1,6 @@
 """Trains a small network on handwritten digits in micro-batches, with the numbers of the whole batch: statistics and gradients accumulate.
 
-Beside it, the same network on whole batches (the parameters agree to rounding), and on micro-batches with statistics of their own (they don't).
+Beside it, the same network on whole batches (the parameters agree to rounding), and on the first micro-batch of each alone (they don't).
 """
 
 import functools
