@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs the tests that need a framework, each in a virtual environment of its own, below build/frameworks: tests/frameworks.sh [NAME ...]
+# The suite skips these tests where the framework is missing. Names are those of the table; without any, all are run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# name | what is installed beside ".[test]" | tests
+table="
+"
+
+row() {
+    echo "$table" | grep -E "^$1 +\|"
+}
+
+names=("$@")
+if [ ${#names[@]} = 0 ]; then
+    mapfile -t names < <(echo "$table" | sed -n 's/^\([a-z0-9]*\) *|.*/\1/p')
+fi
+for name in "${names[@]}"; do
+    packages=$(row "$name" | cut -d'|' -f2)
+    tests=$(row "$name" | cut -d'|' -f3)
+    environment=build/frameworks/$name
+    [ -x "$environment/bin/python" ] || python3 -m venv "$environment"
+    # shellcheck disable=SC2086     # lists
+    "$environment/bin/pip" install -q $packages && "$environment/bin/pip" install -q ".[test]"
+    # shellcheck disable=SC2086
+    PATH="$PWD/$environment/bin:$PATH" pytest $tests
+done
