@@ -9,7 +9,9 @@
 #define cpu_has_avx512() 0
 #endif
 
+#ifndef _WIN32
 #include <unistd.h>
+#endif
 #ifdef _SC_LEVEL3_CACHE_SIZE
 static long second_level_cache(void) { return sysconf(_SC_LEVEL2_CACHE_SIZE); }
 static long last_level_cache(void)

@@ -8,10 +8,14 @@ import os
 
 import numpy as np
 
+try:
+    import resource
+except ImportError:
+    resource = None     # on Windows
+
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, strcpy
-from posix.resource cimport RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, getrlimit, rlimit
 cimport numpy as cnp
 
 from .cgroup import memory_limit
@@ -161,14 +165,14 @@ def _limits():
 
 def _available():
     """The bytes that the process may use at most; of a machine that doesn't say, 2 GiB."""
-    cdef rlimit own
     most = 2 << 30
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     most = min(most, memory_limit())
-    for resource in (RLIMIT_AS, RLIMIT_DATA):
-        if getrlimit(resource, &own) == 0 and own.rlim_cur != RLIM_INFINITY:
-            most = min(most, own.rlim_cur)
+    for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA) if resource else ():
+        own = resource.getrlimit(limit)[0]
+        if own != resource.RLIM_INFINITY:
+            most = min(most, own)
     return most
 
 

@@ -1,9 +1,21 @@
 /* Blocks of pages for large arrays. What is freed is kept a second for the next array, as fresh pages cost more than what fills them; then a thread, which
  * exists only while something is kept, gives it back to the system. */
-#include <pthread.h>
-#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef _WIN32                       /* there NumPy allocates, and nothing is kept */
+static void *take_block(size_t bytes, int zeros) { return NULL; }
+static void give_block(void *data) {}
+static size_t room(void *data) { return 0; }
+static void set_most_kept(size_t most, size_t last) {}
+static void get_most_kept(size_t *most, size_t *last) { *most = *last = 0; }
+static int keeps(void) { return 0; }
+static void give_all_back(void) {}
+static size_t bytes_kept_now(void) { return 0; }
+static void start_pages(void) {}
+#else
+#include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -282,3 +294,4 @@ static void start_pages(void)
     start_condition();
     pthread_atfork(before_fork, in_parent, in_child);
 }
+#endif

@@ -8,8 +8,10 @@
 #ifdef _OPENMP
 #include <omp.h>
 #define openmp_version() _OPENMP
+#ifndef _WIN32
 /* OpenMP 5.0; weak, as older runtimes lack it. */
 extern int omp_pause_resource_all(omp_pause_resource_t) __attribute__((weak));
+#endif
 #else
 #define openmp_version() 0
 #define omp_get_max_threads() 1
@@ -196,6 +198,9 @@ static void return_threads(int n, double start, double alone)
 /* Set in a forked child whose OpenMP runtime believes in threads that the fork left behind: the next region would wait for them for ever. */
 static int forked_without_threads = 0;
 
+#ifdef _WIN32                       /* where no process forks */
+static void handle_forks(void) {}
+#else
 static void before_fork(void)
 {
 #ifdef _OPENMP
@@ -223,8 +228,11 @@ static void in_child(void)
     pthread_mutex_unlock(&teams_lock);
 }
 
+static void handle_forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
+#endif
+
 static void start_parallel(void)
 {
     pthread_key_create(&thread_end, leave_team);
-    pthread_atfork(before_fork, in_parent, in_child);
+    handle_forks();
 }
