@@ -4,11 +4,13 @@
 
 Every call is a function of the seed and its number: `--start N --calls 1` makes call N again, and a run that was stopped is resumed by --start.
 Each result is compared, bit for bit, with the same call made by one thread, and to rounding (what takes no sums: bit for bit) with that on
-contiguous native copies; every 50th with the reference. Not a part of the test suite.
+contiguous native copies; every 50th with the reference. The last line has a hash of all results: another machine's is the same. Not a part of the
+test suite.
 """
 
 import argparse
 import faulthandler
+import hashlib
 import math
 import os
 import random
@@ -26,12 +28,20 @@ from cbn import dispatch
 
 BLOCK = 500  # calls on one CPU level, with one way of storing and sharing
 ISAS = dispatch.isa_available()
+DIGEST = hashlib.sha256()
 
 
 def resident():
     """Bytes of memory that the process has."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def bits(a):
+    """The elements in C order and this machine's byte order, with one NaN for all: which one it is, machines decide."""
+    a = a.astype(a.dtype.newbyteorder("="), order="C")
+    a[np.isnan(a)] = np.nan
+    return a.tobytes()
 
 
 def set_block(block):
@@ -75,6 +85,8 @@ def one(index, seed):
     calls.judge(call, call.placed, given, results)
     if call.errors:
         return "error"
+    for name in sorted(results):
+        DIGEST.update(bits(results[name]))
     cbn.set_num_threads(1)
     if threads > 1:
         for name, a in calls.run(call, {name: p.copy() for name, p in given.items()}).items():
@@ -125,6 +137,7 @@ def main():
             growth = (resident() - first_size) / 2**20 if first_size else 0.0
             print(f"{done} calls, {done / (time.perf_counter() - begin):.0f} a second, {growth:+.1f} MiB", counts, flush=True)
             assert growth < 64, "memory grows"
+    print("results", DIGEST.hexdigest()[:16])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import os
 import pathlib
 import platform
 import shutil
@@ -14,12 +15,15 @@ from cbn import dispatch
 
 FOLDER = pathlib.Path(__file__).parent
 KERNELS = FOLDER.parent / "cbn" / "kernels"
-COMPILER = shutil.which("gcc") or shutil.which("clang")
+COMPILER = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")
 ELEMENTS = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mf16c"], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c"]}
 OPERATIONS = "add", "sub", "mul", "quotient", "most", "least", "if_less", "if_up_to", "last", "spread", "rounded", "power_of_2"
 
-pytestmark = pytest.mark.skipif(COMPILER is None or platform.machine() not in ("x86_64", "AMD64"), reason="compiles lanes.h with GCC's or clang's x86 flags")
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"),
+    reason="compiles lanes.h by GCC or clang, for the levels of these CPUs",
+)
 
 
 @pytest.fixture(scope="module")
