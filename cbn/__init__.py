@@ -3,11 +3,11 @@
 from ._version import __version__
 
 try:
-    from . import dispatch  # the first of the compiled modules
+    from . import dispatch, functional, memory, threads  # compiled modules
 except ImportError as error:
-    if error.name != __name__:
-        raise
-    raise ImportError(f"cbn: {__path__[0]} is a checkout that was not built; build it (pip install -e .), or work in another folder") from None
+    from .not_importable import explained
+
+    raise explained(error, __path__[0]) from None
 
 from .config import get_include, show_config
 from .folding import Folded, fold_conv, fold_linear

@@ -82,7 +82,7 @@ def _usable_cache():
 
 def _start():
     if not isa_available():     # which boundscheck=False below would not notice
-        raise ImportError("cbn: expected compiled kernels, found none: this folder is a checkout that was not built")
+        raise ImportError("expected the kernels' compiled modules, found none", name=__name__)
     for name, set_it, default in (("CBN_STREAM_BYTES", set_stream_bytes, _usable_cache), ("CBN_ISA", set_isa, lambda: isa_available()[0])):
         setting = os.environ.get(name)
         try:
