@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -17,8 +17,44 @@ class Gradients(_Gradients):
         cls, x: NDArray[Any], weight: NDArray[Any] | None, bias: NDArray[Any] | None, residual: NDArray[Any] | None = None
     ) -> Gradients: ...
 
-Activation = str | tuple[str, float] | tuple[str, float, float] | None
+# Results are of x's type; those of small integers are float32. What type checkers know nothing of (lists, bfloat16) gives any.
+_Float = TypeVar("_Float", np.float16, np.float32, np.float64)
 
+_Activation = str | tuple[str, float] | tuple[str, float, float] | None
+
+@overload
+def batch_norm(
+    x: NDArray[_Float],
+    running_mean: ArrayLike | None,
+    running_var: ArrayLike | None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    activation: _Activation = None,
+    residual: ArrayLike | None = None,
+    out: NDArray[_Float] | None = None,
+) -> NDArray[_Float]: ...
+@overload
+def batch_norm(
+    x: NDArray[np.integer[Any]],
+    running_mean: ArrayLike | None,
+    running_var: ArrayLike | None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    activation: _Activation = None,
+    residual: ArrayLike | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]: ...
+@overload
 def batch_norm(
     x: ArrayLike,
     running_mean: ArrayLike | None,
@@ -30,10 +66,37 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     axis: int = 1,
-    activation: Activation = None,
+    activation: _Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
+@overload
+def batch_norm_train(
+    x: NDArray[_Float],
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    activation: _Activation = None,
+    residual: ArrayLike | None = None,
+    stats: BatchStats | None = None,
+    out: NDArray[_Float] | None = None,
+) -> tuple[NDArray[_Float], BatchStats]: ...
+@overload
+def batch_norm_train(
+    x: NDArray[np.integer[Any]],
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    activation: _Activation = None,
+    residual: ArrayLike | None = None,
+    stats: BatchStats | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> tuple[NDArray[np.float32], BatchStats]: ...
+@overload
 def batch_norm_train(
     x: ArrayLike,
     weight: ArrayLike | None = None,
@@ -41,7 +104,7 @@ def batch_norm_train(
     eps: float = 1e-5,
     *,
     axis: int = 1,
-    activation: Activation = None,
+    activation: _Activation = None,
     residual: ArrayLike | None = None,
     stats: BatchStats | None = None,
     out: NDArray[Any] | None = None,
@@ -55,7 +118,7 @@ def gradient_sums(
     eps: float = 1e-5,
     *,
     axis: int = 1,
-    activation: Activation = None,
+    activation: _Activation = None,
     residual: ArrayLike | None = None,
 ) -> GradientSums: ...
 def batch_norm_backward(
@@ -69,7 +132,7 @@ def batch_norm_backward(
     axis: int = 1,
     training: bool = True,
     affine_grad: bool = True,
-    activation: Activation = None,
+    activation: _Activation = None,
     residual: ArrayLike | None = None,
     sums: GradientSums | None = None,
     out: NDArray[Any] | None = None,
@@ -82,10 +145,14 @@ def checked_flag(value: bool, name: str) -> bool: ...
 def checked_number(value: float, name: str) -> float: ...
 def checked_real(value: float, name: str) -> float: ...
 def checked_integer(value: int, name: str) -> int: ...
-def checked_activation(activation: Activation) -> Activation: ...
+def checked_activation(activation: _Activation) -> _Activation: ...
 def plan_of(
     shape: tuple[int, ...], dtype: DTypeLike = ..., axis: int = 1, threads: int = 1, operation: str = "training"
 ) -> dict[str, int | str | bool]: ...
+def new_output(
+    shape: tuple[int, ...], dtype: DTypeLike, out: NDArray[Any] | None, read: NDArray[Any], name: str
+) -> NDArray[Any]: ...
+def normalize_into(y: NDArray[Any], x: NDArray[Any], mean: NDArray[Any], var: NDArray[Any]) -> None: ...
 def check_writeable(a: NDArray[Any], name: str) -> None: ...
 def store(pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> None: ...
 def forward_training(
@@ -97,7 +164,7 @@ def forward_training(
     momentum: float,
     eps: float,
     axis: int,
-    activation: Activation,
+    activation: _Activation,
     residual: ArrayLike | None,
     out: NDArray[Any] | None,
     batches: NDArray[np.int64] | None = None,

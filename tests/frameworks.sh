@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
+types | mypy pyright[nodejs] typing_extensions | tests/test_stubs.py
 "
 
 row() {
