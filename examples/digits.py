@@ -11,12 +11,22 @@ import numpy as np
 from network import digits, perceptron
 from tqdm import tqdm
 
+import cbn
+
 HIDDEN = (100, 100, 100)
 STD = 0.1
 RATE = 0.5
 SEED = 0
 EVERY = 20  # steps between evaluations
 UNIT = 0  # of the last hidden layer: the sigmoid whose input is plotted
+
+
+def inputs_of_last_sigmoids(network, x):
+    """In inference mode; batch normalization otherwise computes the sigmoids in the same pass."""
+    last, v = network.layers[-2], network.infer(x, slice(-2))
+    if isinstance(last, cbn.BatchNorm):
+        v = cbn.batch_norm(v, last.running_mean, last.running_var, last.weight, last.bias, eps=last.eps)
+    return v
 
 
 def follow(network, steps, name):
@@ -28,7 +38,7 @@ def follow(network, steps, name):
         if step % EVERY == 0 or step == steps:
             evaluated.append(step)
             accuracies.append(network.accuracy(x_test, labels_test))
-            percentiles.append(np.percentile(network.infer(x_test, slice(-2)), (15, 50, 85), axis=0))
+            percentiles.append(np.percentile(inputs_of_last_sigmoids(network, x_test), (15, 50, 85), axis=0))
     return np.array(evaluated), np.array(accuracies), np.stack(percentiles, axis=1)
 
 

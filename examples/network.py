@@ -182,9 +182,7 @@ def perceptron(hidden, normalized, std, seed):
     layers = []
     for inputs, outputs in pairwise((64, *hidden)):
         layers.append(Dense(inputs, outputs, std, rng))
-        if normalized:
-            layers.append(cbn.BatchNorm1d(outputs))
-        layers.append(Sigmoid())
+        layers.append(cbn.BatchNorm1d(outputs, activation="sigmoid") if normalized else Sigmoid())
     return Network([*layers, Dense(hidden[-1], CLASSES, std, rng)])
 
 
