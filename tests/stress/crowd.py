@@ -9,11 +9,15 @@ has one caller, of those with all threads whoever else is there, as plain OpenMP
 
 import argparse
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
 import time
 
+import cbn
+
+FOLDER = pathlib.Path(cbn.__file__).parents[1]  # where processes look first for modules: not in the source
 WAYS = {"defaults": "", "one thread": "cbn.set_num_threads(1)", "all threads": "cbn.threads.set_patience(math.inf)"}
 
 MEASURE = """
@@ -44,7 +48,7 @@ def throughput(way, workers, callers, size, given):
     start = time.time() + 0.6 + 0.3 * workers
     numbers = [given.training, callers, size, start, given.seconds]
     command = [sys.executable, "-c", MEASURE.format(way=WAYS[way]), *(str(float(number)) for number in numbers)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, env={"OPENBLAS_NUM_THREADS": "1"} | os.environ) for _ in range(workers)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=FOLDER, env={"OPENBLAS_NUM_THREADS": "1"} | os.environ) for _ in range(workers)]
     return sum(float(worker.communicate()[0]) for worker in running)
 
 

@@ -9,10 +9,14 @@ them sleep. Prints a line for each way: the medians of several rounds, in which 
 
 import argparse
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
 
+import cbn
+
+FOLDER = pathlib.Path(cbn.__file__).parents[1]  # where processes look first for modules: not in the source
 WAYS = {"one thread": ({}, 1), "default": ({}, None), "OMP_WAIT_POLICY=passive": ({"OMP_WAIT_POLICY": "passive"}, None)}
 
 MEASURE = """
@@ -40,7 +44,7 @@ def measured(way, given):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     numbers = [*given.shape, threads or given.threads, given.pause / 1e3, given.seconds]
     command = [sys.executable, "-c", MEASURE, *map(str, numbers)]
-    done = subprocess.run(command, env=kept | environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=FOLDER, env=kept | environment, stdout=subprocess.PIPE, text=True, check=True)
     return [float(number) for number in done.stdout.split()]
 
 
