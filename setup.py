@@ -102,14 +102,14 @@ class BuildExt(build_ext):
 
 
 def extension(name, flags=(), element=0):
-    folders = ["cbn/kernels"] if name.startswith("cbn.kernels") else ["cbn", "cbn/kernels"]
+    own = ["cbn/kernels/*.pxi"] if name.startswith("cbn.kernels") else ["cbn/*.pxi", "cbn/*.h"]
     return Extension(
         name,
         [name.replace(".", "/") + ".pyx"],
         include_dirs=[numpy.get_include(), "cbn", "cbn/kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"), ("CBN_ELEMENT", str(element))],
         extra_compile_args=list(flags),
-        depends=[path for folder in folders for kind in ("h", "pxi") for path in glob.glob(f"{folder}/*.{kind}")],
+        depends=[path for pattern in ["cbn/kernels/*.h", *own] for path in glob.glob(pattern)],
     )
 
 
