@@ -1,0 +1,77 @@
+"""What README and the pages of docs/ show runs as it stands there: each page's blocks of Python, in their order, in one namespace.
+
+A comment before a block says what it can't do without, <!-- needs numba -->: it is skipped where that isn't installed. A comment <!-- set-up ... -->
+holds code that runs unseen. Blocks of Cython are compiled.
+"""
+
+import importlib.util
+import pathlib
+import re
+import textwrap
+
+import pytest
+
+import cbn
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
+BLOCK = re.compile(
+    r"^<!-- set-up\n(?P<hidden>.*?)^-->|(?:^<!-- needs (?P<needs>[\w., ]+) -->\n)?^(?P<indent> *)```(?P<language>python|cython)\n(?P<shown>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documents are not here")
+
+
+def blocks(text):
+    """(number of the line before the code, code, language, what it needs) of each block."""
+    for match in BLOCK.finditer(text):
+        part = "hidden" if match["hidden"] is not None else "shown"
+        needs = [name for name in re.split(r"[, ]+", match["needs"] or "") if name]
+        yield text.count("\n", 0, match.start(part)), textwrap.dedent(match[part]), match["language"] or "python", needs
+
+
+def missing(needs):
+    return [name for name in needs if importlib.util.find_spec(name.partition(".")[0]) is None]
+
+
+def compile_cython(code):
+    """To C, where a wrong name, number of arguments or type is an error."""
+    from Cython.Compiler.Main import CompilationOptions, compile_single
+
+    path = pathlib.Path("page.pyx")
+    path.write_text("# cython: language_level=3\n" + code)
+    assert compile_single(str(path), CompilationOptions(include_path=[str(pathlib.Path(cbn.__file__).parents[1])]), "page").num_errors == 0
+
+
+@pytest.fixture
+def as_it_was():
+    """The process's settings, which pages show how to change."""
+    before = cbn.get_num_threads(), cbn.get_cache_limit()
+    yield
+    cbn.set_num_threads(before[0])
+    cbn.set_cache_limit(before[1])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.name)
+def test_blocks(page, tmp_path, monkeypatch, as_it_was):
+    monkeypatch.chdir(tmp_path)  # what is written stays there
+    namespace = {"__name__": page.name}
+    skipped = []
+    for line, code, language, needs in blocks(page.read_text()):
+        if missing(needs):
+            skipped += missing(needs)
+        elif language == "cython":
+            compile_cython(code)
+        else:
+            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    if skipped:
+        pytest.skip(f"{', '.join(dict.fromkeys(skipped))} missing: the blocks that need these were left out, all others ran")
+
+
+def test_every_block_is_found():
+    """Whatever looks like a block of Python is one."""
+    for page in PAGES:
+        text = page.read_text()
+        shown = sum(text.count("\n", 0, match.start("shown")) in {line for line, *_ in blocks(text)} for match in BLOCK.finditer(text) if match["shown"])
+        assert shown == len(re.findall(r"^ *```(?:python|cython|py)\b", text, re.MULTILINE)), page.name
