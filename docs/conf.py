@@ -1,8 +1,10 @@
-"""How the documentation is built: sphinx-build docs docs/_build/html, in a folder from which `import cbn` finds an installed package."""
+"""How the documentation is built, of the installed package: sphinx-build docs docs/_build/html"""
 
+import os
 import pathlib
 import sys
 
+os.environ["TQDM_DISABLE"] = "1"     # examples draw no progress into their pages
 DOCS = pathlib.Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
@@ -69,6 +71,7 @@ sphinx_gallery_conf = {
     "filename_pattern": "|".join(HEADINGS),
     "ignore_pattern": "|".join(NO_HEADING),
     "download_all_examples": False,
+    "notebook_extensions": set(),       # what imports network.py is no notebook
     "show_signature": False,
     "write_computation_times": False,
     "abort_on_example_error": True,

@@ -12,7 +12,8 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*) : (.*)")
+ENTRY = re.compile(r"([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) : (.*)")
+FORMULA = "    "         # how far a formula is indented at least
 CHOICE = re.compile(r'\s+("\w+")(?::|  )\s*(.*)')        # of an entry's values, in lines of their own
 
 
@@ -31,10 +32,10 @@ def text_of(lines):
     """Paragraphs and, of indented lines after an empty one, literal blocks."""
     out, literal = [], False
     for before, line in zip(["", *lines], lines, strict=False):
-        if line.startswith(" ") and not literal and not before.strip():
+        if line.startswith(FORMULA) and not literal and not before.strip():
             out += ["::", ""]
             literal = True
-        elif line.strip() and not line.startswith(" "):
+        elif line.strip() and not line.startswith(FORMULA):
             literal = False
         out.append(line if literal else escaped(line.strip()))
     return out
@@ -94,8 +95,7 @@ def rewrite(app, what, name, obj, options, lines):
 # ---- cbn.h ----
 
 def comment_of(text):
-    lines = [line.removeprefix("/*").removeprefix(" *").removesuffix("*/").rstrip() for line in text.split("\n")]
-    return textwrap.dedent("\n".join(line[1:] if line.startswith(" ") else line for line in lines)).strip("\n").split("\n")
+    return textwrap.dedent("\n".join(line.removeprefix(" *") for line in text[2:-2].split("\n"))).strip("\n").split("\n")
 
 
 def fields_of(lines):

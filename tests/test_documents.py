@@ -75,3 +75,11 @@ def test_every_block_is_found():
         text = page.read_text()
         shown = sum(text.count("\n", 0, match.start("shown")) in {line for line, *_ in blocks(text)} for match in BLOCK.finditer(text) if match["shown"])
         assert shown == len(re.findall(r"^ *```(?:python|cython|py)\b", text, re.MULTILINE)), page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_linked_to(page):
+    """Those of the gallery are made when the pages are."""
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in link and not link.startswith("gallery/"):
+            assert (page.parent / link).exists(), link
