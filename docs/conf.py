@@ -20,6 +20,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 default_role = "code"
+highlight_language = "none"
 numpydoc_show_class_members = False
 nitpicky = True
 nitpick_ignore = [("c:identifier", "ptrdiff_t"), ("py:class", "numpy.ndarray")]
