@@ -1,12 +1,16 @@
 """What README and the pages of docs/ show runs as it stands there: each page's blocks of Python, in their order, in one namespace.
 
 A comment before a block says what it can't do without, <!-- needs numba -->: it is skipped where that isn't installed. A comment <!-- set-up ... -->
-holds code that runs unseen. Blocks of Cython are compiled.
+holds code that runs unseen. Blocks of Cython and C are compiled.
 """
 
 import importlib.util
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sysconfig
 import textwrap
 
 import pytest
@@ -16,7 +20,7 @@ import cbn
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
 BLOCK = re.compile(
-    r"^<!-- set-up\n(?P<hidden>.*?)^-->|(?:^<!-- needs (?P<needs>[\w., ]+) -->\n)?^(?P<indent> *)```(?P<language>python|cython)\n(?P<shown>.*?)^ *```$",
+    r"^<!-- set-up\n(?P<hidden>.*?)^-->|(?:^<!-- needs (?P<needs>[\w., ]+) -->\n)?^(?P<indent> *)```(?P<language>python|cython|c)\n(?P<shown>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -44,6 +48,12 @@ def compile_cython(code):
     assert compile_single(str(path), CompilationOptions(include_path=[str(pathlib.Path(cbn.__file__).parents[1])]), "page").num_errors == 0
 
 
+def check_c(code):
+    compiler, include = os.environ.get("CC", "cc"), sysconfig.get_path("include")
+    if shutil.which(compiler) and pathlib.Path(include, "Python.h").exists():
+        subprocess.run([compiler, "-fsyntax-only", "-Werror", f"-I{include}", f"-I{cbn.get_include()}", "-xc", "-"], input=code, text=True, check=True)
+
+
 @pytest.fixture
 def as_it_was():
     """The process's settings, which pages show how to change."""
@@ -63,6 +73,8 @@ def test_blocks(page, tmp_path, monkeypatch, as_it_was):
             skipped += missing(needs)
         elif language == "cython":
             compile_cython(code)
+        elif language == "c":
+            check_c(code)
         else:
             exec(compile("\n" * line + code, str(page), "exec"), namespace)
     if skipped:
@@ -70,11 +82,11 @@ def test_blocks(page, tmp_path, monkeypatch, as_it_was):
 
 
 def test_every_block_is_found():
-    """Whatever looks like a block of Python is one."""
+    """Whatever looks like one."""
     for page in PAGES:
         text = page.read_text()
         shown = sum(text.count("\n", 0, match.start("shown")) in {line for line, *_ in blocks(text)} for match in BLOCK.finditer(text) if match["shown"])
-        assert shown == len(re.findall(r"^ *```(?:python|cython|py)\b", text, re.MULTILINE)), page.name
+        assert shown == len(re.findall(r"^ *```(?:python|cython|c|py)\b(?!-)", text, re.MULTILINE)), page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
