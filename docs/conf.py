@@ -14,7 +14,9 @@ project = "cbn"
 version = release = cbn.__version__
 html_title = f"cbn {version}"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "house_style", "numpydoc", "formulas", "sphinx_gallery.gen_gallery"]
+extensions = [
+    "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser", "sphinx_gallery.gen_gallery", "house_style", "formulas",
+]  # fmt: skip
 exclude_patterns = ["_build", "_examples"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -32,7 +34,9 @@ html_css_files = ["style.css"]
 html_sidebars = {page: [] for page in ("index", "start", "mathematics", "numerics")}     # which have no others beside them
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"navigation_with_keys": False, "header_links_before_dropdown": 7, "show_prev_next": False, "footer_start": [], "footer_end": []}
+html_theme_options = {
+    "navigation_with_keys": False, "header_links_before_dropdown": 7, "show_prev_next": False, "footer_start": [], "footer_end": [],
+}  # fmt: skip
 
 # ---- gallery ----
 

@@ -1,6 +1,7 @@
 """Docstrings, and the comments of cbn.h, as this project writes them, turned into what numpydoc and Sphinx's C domain read.
 
-They have text, formulas that are indented, and lines "name, name : what it is" whose further lines are indented; then "Returns ..." and "Raises ...".
+They have text, formulas that are indented, and lines "name, name : what it is" whose further lines are indented; then "Returns ..." and
+"Raises ...".
 """
 
 import pathlib
@@ -15,6 +16,8 @@ from sphinx.util.docutils import SphinxDirective
 ENTRY = re.compile(r"([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) : (.*)")
 FORMULA = "    "         # how far a formula is indented at least
 CHOICE = re.compile(r'\s+("\w+")(?::|  )\s*(.*)')        # of an entry's values, in lines of their own
+DECLARED = re.compile(r"^(/\*(?:(?!\*/).)*\*/)\n((?:typedef int \w+_function\([^;]*;\n*)+)", re.DOTALL | re.MULTILINE)   # of cbn.h
+TYPE = re.compile(r"int (\w+)_function\((.*?)\);", re.DOTALL)
 
 
 def escaped(line):
@@ -61,14 +64,11 @@ def split(lines):
     for line in lines:
         entry, word = ENTRY.match(line), line.split(" ", 1)[0]
         if entry:
-            to = [entry[2]]
+            line, to = entry[2], []
             entries.append((entry[1], to))
-            continue
-        if word in ("Returns", "Raises"):
-            to, line = after[word], line.split(" ", 1)[1]
-        elif entries and line and not line.startswith(" ") and (to is entries[-1][1] or not to or not to[-1]):
-            to = after["Notes"]
-        elif not line and (to is after["Returns"] or to is after["Raises"]):
+        elif word in ("Returns", "Raises"):
+            line, to = line.removeprefix(word).strip(), after[word]
+        elif entries and (not line or to is entries[-1][1] and not line.startswith(" ")):
             to = after["Notes"]
         to.append(line)
     return text, entries, after
@@ -138,14 +138,17 @@ class Header(SphinxDirective):
 
     def constants(self, text):
         code = "\n\n".join(re.findall(r"^enum \{.*?\};", text, re.DOTALL | re.MULTILINE))
-        node = nodes.literal_block(code, code, language="c")
-        return [node]
+        return [nodes.literal_block(code, code, language="c")]
 
     def functions(self, text):
-        lines = []
-        for comment, declarations in re.findall(r"^(/\*(?:(?!\*/).)*\*/)\n((?:typedef int \w+_function\([^;]*;\n*)+)", text, re.DOTALL | re.MULTILINE):
-            declared = [f"int {name}({' '.join(arguments.split())})" for name, arguments in re.findall(r"int (\w+)_function\((.*?)\);", declarations, re.DOTALL)]
-            lines += [f".. c:function:: {declared[0]}", *("                 " + d for d in declared[1:]), "", *("    " + line for line in fields_of(comment_of(comment))), ""]
+        lines, count = [], 0
+        for comment, types in DECLARED.findall(text):
+            declared = [f"int {name}({' '.join(arguments.split())})" for name, arguments in TYPE.findall(types)]
+            lines += [".. c:function:: " + declared[0], *(" " * 16 + d for d in declared[1:]), ""]
+            lines += [*("    " + line for line in fields_of(comment_of(comment))), ""]
+            count += len(declared)
+        if count != len(re.findall(r"^static \w+_function \*", text, re.MULTILINE)):
+            raise self.error("cbn.h declares functions in a way that house_style.py doesn't know")
         return self.parsed(lines)
 
 

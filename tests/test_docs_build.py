@@ -37,8 +37,8 @@ class Page(html.parser.HTMLParser):
 def pages(tmp_path_factory):
     """Of a build in which the examples ran: path and Page of each page."""
     to = tmp_path_factory.mktemp("html")
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-n", "-q", "-E", "-d", str(to / "doctrees"), ".", str(to / "html")]
-    done = subprocess.run(command, cwd=DOCS, capture_output=True, text=True, check=False)    # where `cbn` isn't the source
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", "-d", str(to / "doctrees"), ".", str(to / "html")]
+    done = subprocess.run(command, cwd=DOCS, capture_output=True, text=True, check=False)  # there `cbn` isn't the source
     assert done.returncode == 0, done.stdout + done.stderr
     return {path: Page(path) for path in (to / "html").rglob("*.html") if "_static" not in path.parts}
 

@@ -1,7 +1,7 @@
 """What README and the pages of docs/ show runs as it stands there: each page's blocks of Python, in their order, in one namespace.
 
-A comment before a block says what it can't do without, <!-- needs numba -->: it is skipped where that isn't installed. A comment <!-- set-up ... -->
-holds code that runs unseen. Blocks of Cython and C are compiled.
+A comment before a block says what it can't do without, <!-- needs numba -->, and at a page's beginning <!-- all need torch --> what none
+can: they are skipped where that isn't installed. A comment <!-- set-up ... --> holds code that runs unseen. Cython and C are compiled.
 """
 
 import importlib.util
@@ -20,7 +20,8 @@ import cbn
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
 BLOCK = re.compile(
-    r"^<!-- set-up\n(?P<hidden>.*?)^-->|(?:^<!-- needs (?P<needs>[\w., ]+) -->\n)?^(?P<indent> *)```(?P<language>python|cython|c)\n(?P<shown>.*?)^ *```$",
+    r"^<!-- set-up\n(?P<hidden>.*?)^-->|"
+    r"(?:^<!-- needs (?P<needs>[\w., ]+) -->\n)?^ *```(?P<language>python|cython|c)\n(?P<shown>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -28,10 +29,11 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the docume
 
 
 def blocks(text):
-    """(number of the line before the code, code, language, what it needs) of each block."""
+    """(number of lines before the code, code, language, what it needs) of each block."""
+    of_all = re.match(r"<!-- all need ([\w., ]+) -->$", text, re.MULTILINE)
     for match in BLOCK.finditer(text):
         part = "hidden" if match["hidden"] is not None else "shown"
-        needs = [name for name in re.split(r"[, ]+", match["needs"] or "") if name]
+        needs = [name for name in re.split(r"[, ]+", f"{of_all[1] if of_all else ''} {match['needs'] or ''}") if name]
         yield text.count("\n", 0, match.start(part)), textwrap.dedent(match[part]), match["language"] or "python", needs
 
 
@@ -51,7 +53,8 @@ def compile_cython(code):
 def check_c(code):
     compiler, include = os.environ.get("CC", "cc"), sysconfig.get_path("include")
     if shutil.which(compiler) and pathlib.Path(include, "Python.h").exists():
-        subprocess.run([compiler, "-fsyntax-only", "-Werror", f"-I{include}", f"-I{cbn.get_include()}", "-xc", "-"], input=code, text=True, check=True)
+        command = [compiler, "-fsyntax-only", "-Werror", f"-I{include}", f"-I{cbn.get_include()}", "-xc", "-"]
+        subprocess.run(command, input=code, text=True, check=True)
 
 
 @pytest.fixture
@@ -85,8 +88,8 @@ def test_every_block_is_found():
     """Whatever looks like one."""
     for page in PAGES:
         text = page.read_text()
-        shown = sum(text.count("\n", 0, match.start("shown")) in {line for line, *_ in blocks(text)} for match in BLOCK.finditer(text) if match["shown"])
-        assert shown == len(re.findall(r"^ *```(?:python|cython|c|py)\b(?!-)", text, re.MULTILINE)), page.name
+        found = sum(match["shown"] is not None for match in BLOCK.finditer(text))
+        assert found == len(re.findall(r"^ *```(?:python|py|cython|c)\b(?!-)", text, re.MULTILINE)), page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
