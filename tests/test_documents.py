@@ -98,3 +98,8 @@ def test_files_that_are_linked_to(page):
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in link and not link.startswith("gallery/"):
             assert (page.parent / link).exists(), link
+
+
+def test_the_reference_has_every_name():
+    described = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(described) == sorted(cbn.__all__)
