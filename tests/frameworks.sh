@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
+docs | .[docs] | tests/test_docs_build.py
 "
 
 row() {
