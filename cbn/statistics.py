@@ -49,6 +49,21 @@ class BatchStats(NamedTuple):
             return self.var * (self.count / (self.count - 1)) if self.count > 1 else np.full_like(self.var, np.nan)
 
 
+def merged(counts, means, variances):
+    """The BatchStats of several batches taken together, from float64 arrays of shape (batches,), (batches, C) and (batches, C): what merging one
+    after the other gives, to rounding, in a time that many batches allow. The same bits on every machine."""
+    full = np.flatnonzero(counts)
+    if full.size <= 1:
+        one = full[0] if full.size else 0
+        return BatchStats(int(counts[one]), means[one].copy(), variances[one].copy())
+    means, variances, count = means[full], variances[full], counts.sum()
+    with np.errstate(all="ignore"):
+        shares = (counts[full] / count)[:, np.newaxis]
+        mean = means[0] + (shares * (means - means[0])).sum(axis=0)
+        var = (shares * (variances + (means - mean) ** 2)).sum(axis=0)
+    return BatchStats(int(count), mean, var)
+
+
 class GradientSums(NamedTuple):
     """What the gradients of a batch need of all its parts, for each channel: the gradients of bias and weight, too.
 

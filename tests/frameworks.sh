@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
+mpi | mpi4py mpich | tests/test_synchronized.py
 "
 
 row() {

@@ -1,0 +1,93 @@
+"""Layers with comm=: the checks of ranks.py by ranks that are threads and, with mpi4py, over MPI; the parts that other engines may call."""
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import ranks
+
+import cbn
+from cbn.statistics import merged
+
+MPIEXEC = shutil.which("mpiexec", path=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"])
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("check", ranks.CHECKS, ids=lambda check: check.__name__)
+def test_in_threads(check, size):
+    ranks.in_threads(size, check)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None or MPIEXEC is None, reason="mpi4py and an MPI are needed")
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_over_mpi(size):
+    """A rank that waits for ever is killed, and the test fails."""
+    command = [MPIEXEC, "-n", str(size), sys.executable, "-m", "mpi4py", os.path.join(ROOT, "tests", "ranks.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("comm, says", [(3, "got 3, which has no Get_rank"), (True, "no Get_rank"), (np, "which has no Get_rank")], ids=str)
+def test_what_is_no_communicator(comm, says):
+    with pytest.raises(TypeError, match=says):
+        cbn.BatchNorm2d(3, comm=comm)
+    layer = cbn.BatchNorm2d(3)
+    with pytest.raises(TypeError, match="comm: expected None or a communicator of mpi4py"):
+        layer.comm = comm
+    assert layer.comm is None
+
+
+def test_many_parts_at_once():
+    """As merging one after the other, to rounding; with an offset, too."""
+    rng = np.random.default_rng(1)
+    for offset in (0, 1e6):
+        parts = [cbn.batch_stats(rng.standard_normal((n, 9)) + offset) for n in (3, 0, 50, 1, 7)]
+        one = functools.reduce(cbn.BatchStats.merge, parts)
+        other = merged(np.array([float(p.count) for p in parts]), np.array([p.mean for p in parts]), np.array([p.var for p in parts]))
+        assert other.count == one.count and type(other.count) is int
+        np.testing.assert_allclose(other.mean, one.mean, rtol=1e-15, atol=1e-15)
+        np.testing.assert_allclose(other.var, one.var, rtol=1e-9 if offset else 1e-14)
+
+
+def test_functions_for_stats_and_sums():
+    """They get those of x, when all else has been checked, and give what is used."""
+    rng = np.random.default_rng(2)
+    x, dy = rng.standard_normal((2, 8, 5, 3))
+    weight, bias = rng.standard_normal((2, 5))
+    other = rng.standard_normal((4, 5, 3))
+    stats = cbn.batch_stats(x).merge(cbn.batch_stats(other))
+    y, used = cbn.batch_norm_train(x, weight, bias, stats=lambda own: own.merge(cbn.batch_stats(other)), activation="relu")
+    np.testing.assert_array_equal(y, cbn.batch_norm_train(x, weight, bias, stats=stats, activation="relu")[0])
+    assert used.count == stats.count
+    np.testing.assert_array_equal(used.var, stats.var)
+    sums = cbn.gradient_sums(dy, x, stats, weight, bias, activation="relu")
+    given = cbn.batch_norm_backward(dy, x, stats, weight, bias, activation="relu", sums=cbn.GradientSums(2 * sums.dy, 3 * sums.dy_xhat))
+    asked = cbn.batch_norm_backward(dy, x, stats, weight, bias, activation="relu", sums=lambda own: cbn.GradientSums(2 * own.dy, 3 * own.dy_xhat))
+    for a, b in zip(given, asked, strict=True):
+        np.testing.assert_array_equal(a, b)
+    out = np.zeros_like(x)
+    stored = stats._replace(mean=list(stats.mean), var=np.asfortranarray(np.float32(stats.var)))
+    assert cbn.batch_norm_train(x, stats=lambda own: stored)[1].var.dtype == np.float64
+    for call, kind, says in [
+        (lambda: cbn.batch_norm_train(x, stats=lambda own: None, out=out), TypeError, "stats: expected the BatchStats"),
+        (lambda: cbn.batch_norm_train(x, stats=lambda own: own._replace(count=3), out=out), ValueError, "stats.count: expected at least 24"),
+        (lambda: cbn.batch_norm_train(x, stats=lambda own: own._replace(mean=None), out=out), TypeError, "stats.mean"),
+        (lambda: cbn.batch_norm_train(x, stats=lambda own: own._replace(var=-own.var), out=out), ValueError, "stats.var: expected non-negative"),
+        (lambda: cbn.batch_norm_train(x[:1, :, :1], stats=lambda own: own), ValueError, "more than 1 value per channel"),
+        (lambda: cbn.batch_norm_train(x, stats=lambda own: 1 / 0, out=out), ZeroDivisionError, "division"),
+        (lambda: cbn.batch_norm_train(x, stats=pytest.fail, out=out[:1]), ValueError, "out"),
+        (lambda: cbn.batch_norm_train(x, weight[:2], stats=pytest.fail, out=out), ValueError, "weight"),
+        (lambda: cbn.batch_norm_backward(dy, x, stats, sums=lambda own: None, out=out), TypeError, "sums: expected GradientSums, got NoneType"),
+        (lambda: cbn.batch_norm_backward(dy, x, stats, sums=lambda own: own._replace(dy=own.dy[1:]), out=out), ValueError, "sums.dy"),
+        (lambda: cbn.batch_norm_backward(dy, x, stats, sums=pytest.fail, out=out[:1]), ValueError, "out"),
+        (lambda: cbn.batch_norm_backward(dy, x, stats, sums=pytest.fail, training=False), ValueError, "sums: expected None"),
+    ]:
+        with pytest.raises(kind, match=says):
+            call()
+    assert not out.any()
