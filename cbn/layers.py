@@ -2,6 +2,7 @@
 
 import collections.abc
 import contextlib
+import functools
 import os
 import threading
 import weakref
@@ -167,6 +168,11 @@ def _weak(a):
         return weakref.ref(a)
     except TypeError:
         return lambda: None
+
+
+@functools.cache        # NumPy takes a microsecond
+def _name_of(dtype):
+    return dtype.name
 
 
 def _held(a):
@@ -402,10 +408,12 @@ class BatchNorm:
         return y
 
     def _agreed(self, x, residual, momentum):
-        """What must be the same on all ranks of a call."""
-        names = ("axis", "eps", "activation", "on_nonfinite", "track_running_stats", "dtype", "stats_dtype")
-        return [f"x of {x.ndim} dimensions", f"x of {x.dtype.name}", f"momentum={momentum}", f"residual={'None' if residual is None else 'an array'}",
-                *(f"{name}={getattr(self, name)}" for name in names)]
+        """What must be the same on all ranks of a call, as texts."""
+        own = self.__dict__
+        names = ("axis", "eps", "activation", "on_nonfinite", "track_running_stats")
+        return [f"x of {x.ndim} dimensions", f"x of {_name_of(x.dtype)}", f"parameters of {_name_of(self.dtype)}",
+                f"running statistics of {_name_of(self.stats_dtype)}", f"momentum={momentum}",
+                f"residual={'None' if residual is None else 'an array'}", *[f"{name}={own[name]}" for name in names]]
 
     def _accept(self, stats, mean, var):
         """What on_nonfinite "skip" or "raise" makes of a batch by its statistics and the new running ones (or None); returns whether it counts."""
@@ -444,11 +452,14 @@ class BatchNorm:
         """
         with self._lock:
             forward = self._forward
-            group = forward.group if isinstance(forward, _Call) else self._group if isinstance(forward, _Together) else None
-            with contextlib.nullcontext() if group is None else group.together():
-                return self._backward(dy, out, checked_flag(retain, "retain"))
+            group = forward.group if type(forward) is _Call else self._group if type(forward) is _Together else None
+            if group is None:
+                return self._backward(dy, out, retain)
+            with group.together():
+                return self._backward(dy, out, retain)
 
     def _backward(self, dy, out, retain):
+        retain = checked_flag(retain, "retain")
         reason = self._forward if isinstance(self._forward, str) else None
         if reason is None:
             call = _Call(*self._forward)
@@ -459,18 +470,12 @@ class BatchNorm:
         if reason is not None:
             raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x), "
                                f"got none: {reason}")
-        own = None
-
-        def sums_of_all(sums):
-            nonlocal own
-            own = sums
-            return call.group.sums(sums)
-
         gradients = batch_norm_backward(dy, x, call.stats, call.weight, call.bias, call.eps, axis=call.axis, training=call.training,
                                         affine_grad=call.affine_grad, activation=call.activation, residual=residual,
-                                        sums=None if call.group is None else sums_of_all, out=out)
+                                        sums=None if call.group is None else call.group.sums, out=out)
         weight_grad, bias_grad = gradients.weight, gradients.bias
-        if own is not None and not self.reduce_grads:
+        if call.group is not None and not self.reduce_grads:
+            own = call.group.own
             with np.errstate(all="ignore"):
                 weight_grad, bias_grad = own.dy_xhat.astype(weight_grad.dtype), own.dy.astype(bias_grad.dtype)
         self.weight_grad = weight_grad if call.weight is not None else None

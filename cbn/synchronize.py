@@ -39,7 +39,7 @@ class Group:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.lock = threading.RLock()
         LOCKS.add(self.lock)
-        self._sent = False
+        self.own, self._sent = None, False
         name = int.from_bytes(os.urandom(7), "little")
         everyone = self._gathered(np.array([channels, name]))
         if (everyone[:, 0] != channels).any():
@@ -69,7 +69,8 @@ class Group:
         return merged(everyone[:, COUNT], everyone[:, VALUES:VALUES + self.channels], everyone[:, VALUES + self.channels:])
 
     def sums(self, sums):
-        """The GradientSums of all ranks' batches."""
+        """The GradientSums of all ranks' batches. This rank's stay in `own`."""
+        self.own = sums
         everyone = self._exchange(0, sums.dy, sums.dy_xhat, self._text("a backward call"))
         with np.errstate(all="ignore"):
             total = everyone.sum(axis=0)
