@@ -4,7 +4,6 @@
 """
 
 import argparse
-import statistics
 import time
 
 import numpy as np
@@ -37,12 +36,12 @@ def timed(call):
     return COMM.allreduce(time.perf_counter() - start, MPI.MAX)
 
 
-def medians(calls, rounds):
-    """Of calls in turn, seconds."""
+def measured(calls, rounds):
+    """Seconds of calls made in turn: of each, the median and the least."""
     for call in calls:
         call()
-    times = [[timed(call) for call in calls] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    times = np.array([[timed(call) for call in calls] for _ in range(rounds)])
+    return np.transpose([np.median(times, axis=0), times.min(axis=0)])
 
 
 def step_of(layer, x, dy, y, dx):
@@ -56,15 +55,15 @@ def step_of(layer, x, dy, y, dx):
 
 
 def measure_step(batch, rounds):
-    """Print seconds of a step; returns those of the kernels alone, forward and backward."""
-    totals = {"alone": [0, 0], "in halves": [0, 0], "synchronized": [0, 0]}
+    """Print what a step takes without a communicator, in the two halves that synchronizing needs, and synchronized."""
+    totals = {name: np.zeros((2, 2)) for name in ("alone", "in halves", "synchronized")}
     counting = Counting()
     for shape, count in workloads.resnet50().items():
         x, dy = np.random.default_rng(COMM.rank).standard_normal((2, batch, *shape), np.float32)
         y, dx = np.empty_like(x), np.empty_like(x)
         for comm, total in zip((None, MPI.COMM_SELF, COMM), totals.values(), strict=True):
             layer = cbn.BatchNorm2d(shape[0], comm=comm)
-            total[:] = (a + count * b for a, b in zip(total, medians(step_of(layer, x, dy, y, dx), rounds), strict=True))
+            total += count * measured(step_of(layer, x, dy, y, dx), rounds)
         layer = cbn.BatchNorm2d(shape[0], comm=counting)
         counting.calls -= 1     # that of making it
         counting.bytes -= 16
@@ -72,9 +71,10 @@ def measure_step(batch, rounds):
             layer(x)
             layer.backward(dy)
     if COMM.rank == 0:
-        print(f"\n53 layers of ResNet-50, {batch} images a rank, {COMM.size} ranks of {cbn.get_num_threads()} threads, milliseconds a step:")
-        for name, (forward, backward) in totals.items():
-            print(f"  {name:13} forward {forward * 1e3:7.1f}   backward {backward * 1e3:7.1f}   together {(forward + backward) * 1e3:7.1f}")
+        print(f"\n53 layers of ResNet-50, {batch} images a rank, {COMM.size} ranks of {cbn.get_num_threads()} threads, milliseconds a step, median (least):")
+        for name, total in totals.items():
+            both = zip(("forward", "backward", "together"), 1e3 * np.vstack([total, total.sum(axis=0)]), strict=True)
+            print(f"  {name:12}", *(f"  {of} {median:7.1f} ({least:7.1f})" for of, (median, least) in both))
         print(f"  each rank takes part in {counting.calls} collectives and sends {counting.bytes} bytes")
 
 
@@ -82,7 +82,7 @@ def measure_collectives(rounds):
     """Print the time of one Allgather, and what an Iallgather hides behind the statistics of another array."""
     x = np.random.default_rng(0).standard_normal((16, 256, 14, 14), np.float32)
     if COMM.rank == 0:
-        print("\nmicroseconds, of 100 at a time:")
+        print("\nmicroseconds, of 100 at a time, median (least):")
     for channels in (64, 256, 2048):
         message, everyone = np.zeros(3 + 2 * channels), np.empty((COMM.size, 3 + 2 * channels))
 
@@ -99,9 +99,9 @@ def measure_collectives(rounds):
             request.Wait()
 
         calls = [lambda call=call: [call() for _ in range(100)] for call in (gather, blocking, in_flight)]
-        alone, after, beside = (seconds * 1e4 for seconds in medians(calls, rounds))
+        times = zip(("Allgather", "before the statistics of an array", "Iallgather beside them"), 1e4 * measured(calls, rounds), strict=True)
         if COMM.rank == 0:
-            print(f"  {channels:4} channels: Allgather {alone:6.1f}; before the statistics of an array {after:7.1f}, beside them {beside:7.1f}")
+            print(f"  {channels:4} channels:", *(f"  {of} {median:7.1f} ({least:7.1f})" for of, (median, least) in times))
 
 
 def main():

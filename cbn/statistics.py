@@ -56,11 +56,19 @@ def merged(counts, means, variances):
     if full.size <= 1:
         one = full[0] if full.size else 0
         return BatchStats(int(counts[one]), means[one].copy(), variances[one].copy())
-    means, variances, count = means[full], variances[full], counts.sum()
+    if full.size < counts.size:
+        counts, means, variances = counts[full], means[full], variances[full]
+    count = counts.sum()
+    shares = (counts / count)[:, np.newaxis]
     with np.errstate(all="ignore"):
-        shares = (counts[full] / count)[:, np.newaxis]
-        mean = means[0] + (shares * (means - means[0])).sum(axis=0)
-        var = (shares * (variances + (means - mean) ** 2)).sum(axis=0)
+        parts = means - means[0]        # one array for all that is of this size: fresh memory would cost more than the arithmetic
+        parts *= shares
+        mean = means[0] + parts.sum(axis=0)
+        np.subtract(means, mean, out=parts)
+        parts *= parts
+        parts += variances
+        parts *= shares
+        var = parts.sum(axis=0)
     return BatchStats(int(count), mean, var)
 
 

@@ -94,7 +94,7 @@ class Group:
 
     def _error(self, text, failed):
         """What all ranks raise, of the ranks that failed or, if none did, of what differs."""
-        message = np.frombuffer(text.encode()[:MOST_TEXT].ljust(MOST_TEXT), np.uint8)
+        message = np.frombuffer(bytearray(text.encode()[:MOST_TEXT].ljust(MOST_TEXT)), np.uint8)
         texts = [row.tobytes().decode(errors="replace").rstrip() for row in self._gathered(message)]
         if not failed.size:
             return ValueError("comm: expected calls that agree on all ranks, got " + "; ".join(_differences(texts)))

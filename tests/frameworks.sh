@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
-mpi | mpi4py mpich | tests/test_synchronized.py
+mpi | mpi4py mpich torch ray | tests/test_synchronized.py
 "
 
 row() {

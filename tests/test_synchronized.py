@@ -43,6 +43,68 @@ def test_what_is_no_communicator(comm, says):
     assert layer.comm is None
 
 
+# What runs the checks in processes of another engine, by its recipe in docs/distributed.md.
+ENGINES = {
+    "multiprocessing": """
+def run(rank, memory, barrier):
+    check(Shared(rank, 2, memory, barrier))
+
+def main():
+    context = multiprocessing.get_context("spawn")
+    shared = context.RawArray("b", 2 * 4096), context.Barrier(2)
+    processes = [context.Process(target=run, args=(rank, *shared)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes)
+""",
+    "torch": """
+import tempfile
+
+def run(rank, path):
+    torch.distributed.init_process_group("gloo", init_method="file://" + path, rank=rank, world_size=2)
+    check(Gloo())
+    torch.distributed.destroy_process_group()
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(run, (folder + "/meeting",), 2)
+""",
+    "ray": """
+@ray.remote
+def run(rank, meeting):
+    check(Worker(rank, 2, meeting))
+
+def main():
+    ray.init(num_cpus=2, include_dashboard=False)
+    meeting = Meeting.remote(2)
+    ray.get([run.remote(rank, meeting) for rank in range(2)])
+""",
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_other_engines(engine, tmp_path):
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is needed")
+    with open(os.path.join(ROOT, "docs", "distributed.md")) as file:
+        recipe = file.read().partition(f"<!-- {engine} -->")[2].partition(f"<!-- /{engine} -->")[0]
+    program = recipe.strip().removeprefix("```python").removesuffix("```") + """
+def check(comm):
+    import ranks
+    for each in (ranks.check_whole, ranks.check_mistakes, ranks.check_differences, ranks.check_nonfinite):
+        each(comm)
+""" + ENGINES[engine] + """
+if __name__ == "__main__":
+    main()
+"""
+    (tmp_path / "program.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([ROOT, os.path.join(ROOT, "tests")]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_many_parts_at_once():
     """As merging one after the other, to rounding; with an offset, too."""
     rng = np.random.default_rng(1)
