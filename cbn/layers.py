@@ -371,14 +371,15 @@ class BatchNorm:
 
     def _call_together(self, x, residual, out):
         """A training call whose batch is that of all ranks."""
-        with self._lock, self._group.together():
+        with self._lock:
             if not self.training or self.frozen is not None:        # after other threads' calls
                 return self(x, residual=residual, out=out)
-            x = array_of(x, "x")
-            residual = None if residual is None else array_of(residual, "residual")
-            if self._ranks is not None and x.ndim not in self._ranks:
-                raise self._unexpected(x)
-            return self._call_training(x, residual, out, self._group)
+            with self._group.together():
+                x = array_of(x, "x")
+                residual = None if residual is None else array_of(residual, "residual")
+                if self._ranks is not None and x.ndim not in self._ranks:
+                    raise self._unexpected(x)
+                return self._call_training(x, residual, out, self._group)
 
     def _call_training(self, x, residual, out, group=None):
         weight, bias, eps, axis, activation = used = self.weight, self.bias, self.eps, self.axis, self.activation

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -103,6 +104,40 @@ if __name__ == "__main__":
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([ROOT, os.path.join(ROOT, "tests")]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_beside_a_collective():
+    """A process that forks waits for the call of another thread, so that the child finds the layer whole and its lock free."""
+    waiting, go_on = threading.Event(), threading.Event()
+
+    class Slow(ranks.Threads):
+        def Allgather(self, message, everyone):
+            waiting.set()
+            go_on.wait(ranks.WAIT)
+            everyone[0] = message
+
+    layer = cbn.BatchNorm1d(3)
+    go_on.set()
+    layer.comm = Slow(0, 1, None, None)
+    go_on.clear()
+    waiting.clear()
+    x = np.random.default_rng(3).standard_normal((5, 3)).astype("f")
+    thread = threading.Thread(target=layer, args=(x,))
+    thread.start()
+    waiting.wait(ranks.WAIT)
+    threading.Timer(0.2, go_on.set).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(not (layer._lock.acquire(timeout=5) and layer.num_batches_tracked == 1))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+
+
+def test_layers_apart_do_not_wait_for_each_other():
+    """A layer that waits for other ranks holds no lock that another layer needs."""
+    layers = [cbn.BatchNorm1d(3, comm=ranks.Threads(0, 1, threading.Barrier(1), [None])) for _ in range(200)]
+    assert len({id(layer._lock) for layer in layers}) == 200
 
 
 def test_many_parts_at_once():
