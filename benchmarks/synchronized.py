@@ -71,7 +71,8 @@ def measure_step(batch, rounds):
             layer(x)
             layer.backward(dy)
     if COMM.rank == 0:
-        print(f"\n53 layers of ResNet-50, {batch} images a rank, {COMM.size} ranks of {cbn.get_num_threads()} threads, milliseconds a step, median (least):")
+        print(f"\n53 layers of ResNet-50, {batch} images a rank, {COMM.size} ranks of {cbn.get_num_threads()} threads, "
+              "milliseconds a step, median (least):")
         for name, total in totals.items():
             both = zip(("forward", "backward", "together"), 1e3 * np.vstack([total, total.sum(axis=0)]), strict=True)
             print(f"  {name:12}", *(f"  {of} {median:7.1f} ({least:7.1f})" for of, (median, least) in both))

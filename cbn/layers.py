@@ -11,8 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from .functional import (
-    array_of, batch_norm, batch_norm_backward, check_writeable, checked_activation, checked_flag, checked_integer, checked_number,
-    forward_training, overlap, store,
+    array_of,
+    batch_norm,
+    batch_norm_backward,
+    check_writeable,
+    checked_activation,
+    checked_flag,
+    checked_integer,
+    checked_number,
+    forward_training,
+    overlap,
+    store,
 )  # fmt: skip
 from .synchronize import LOCKS as _LOCKS_OF_GROUPS
 from .synchronize import Group
@@ -233,7 +242,8 @@ class BatchNorm:
         once more beforehand, as its statistics must be known before anything is written.
     comm : None, or a communicator of mpi4py whose ranks normalize the parts of one batch, in training: see docs/distributed.md. To set it is
         collective. Copies of a layer keep it, pickles don't.
-    reduce_grads : with `comm`, whether weight_grad and bias_grad are of all ranks' parts, or of this one's, as those of a network's other layers are.
+    reduce_grads : with `comm`, whether weight_grad and bias_grad are of all ranks' parts, or of this one's, as those of a network's other
+        layers are.
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
     weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change
@@ -403,7 +413,8 @@ class BatchNorm:
                 self._changes[0] += 1
         if tracked:
             self._may_be_untrained = False
-        self._forward = "the last call wrote its output over its input" if overwritten(out, x, residual) else (x, residual, stats, True, True, *used)
+        self._forward = ("the last call wrote its output over its input" if overwritten(out, x, residual) else
+                         (x, residual, stats, True, True, *used))
         if group is not None:
             self._forward = _Together(self._forward) if isinstance(self._forward, str) else _Call(*self._forward, group)
         return y

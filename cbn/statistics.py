@@ -50,8 +50,10 @@ class BatchStats(NamedTuple):
 
 
 def merged(counts, means, variances):
-    """The BatchStats of several batches taken together, from float64 arrays of shape (batches,), (batches, C) and (batches, C): what merging one
-    after the other gives, to rounding, in a time that many batches allow. The same bits on every machine."""
+    """The BatchStats of several batches taken together, of float64 arrays of shape (batches,), (batches, C) and (batches, C).
+
+    What merging one after the other gives, to rounding, in less time; the same bits on every machine.
+    """
     full = np.flatnonzero(counts)
     if full.size <= 1:
         one = full[0] if full.size else 0

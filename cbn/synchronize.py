@@ -1,7 +1,7 @@
 """Layers whose batch lies on all ranks of an MPI communicator: what these tell one another, in one collective a call.
 
-Every rank sends as many numbers, whatever may be wrong with its arguments: whether it failed, a checksum of what all must agree on, and a count and
-two numbers for each channel. All see the same messages, in the order of ranks, so that all compute the same bits, or raise the same error.
+Every rank sends as many numbers, whatever may be wrong with its arguments: whether it failed, a checksum of what all must agree on, a count, and two
+numbers for each channel. All see the same messages, in the order of ranks, so that all compute the same bits, or raise the same error.
 """
 
 import contextlib
@@ -111,9 +111,10 @@ class Group:
 def _differences(texts):
     for values in zip(*(text.split("; ") for text in texts), strict=False):
         if len(set(values)) > 1:
-            yield ", ".join(f"{value} on {_ranks([rank for rank, other in enumerate(values) if other == value])}" for value in dict.fromkeys(values))
+            yield ", ".join(f"{value} on {_ranks(values, value)}" for value in dict.fromkeys(values))
 
 
-def _ranks(ranks):
+def _ranks(values, value):
+    ranks = [rank for rank, other in enumerate(values) if other == value]
     named = ", ".join(map(str, ranks[:4])) + (f" and {len(ranks) - 4} others" if len(ranks) > 4 else "")
     return ("rank " if len(ranks) == 1 else "ranks ") + named

@@ -1,9 +1,9 @@
-"""Trains the digits network in data parallel: each rank has a replica and 4 images of each batch, and all normalize by the statistics of the whole batch.
+"""Trains the digits network in data parallel: each rank has a replica and 4 images of each batch, and normalizes by the statistics of all ranks' images.
 
     mpiexec -n 4 python -m mpi4py examples/data_parallel.py
 
-Beside it, on the same images: one process with the whole batches, whose parameters are the same to rounding, and replicas that normalize by their
-own 4 images.
+Beside it, on the same images: one process with the whole batches, whose parameters are the same to rounding, and replicas that normalize by
+their own 4 images.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""What every rank checks of synchronized layers: in threads, for test_synchronized.py, or over MPI: `mpiexec -n 4 python -m mpi4py tests/ranks.py`."""
+"""What every rank checks of synchronized layers, in threads, for test_synchronized.py, or over MPI.
+
+    mpiexec -n 4 python -m mpi4py tests/ranks.py [check_whole ...]
+"""
 
 import copy
 import pickle
@@ -156,7 +159,7 @@ def check_types(comm):
         close(layer(strided).astype("f"), whole(x)[i].astype("f"), "f", 500)
         close(layer.backward(dy[i]).astype("f"), whole.backward(dy)[i].astype("f"), "f", 2500)
         close(layer.running_var, whole.running_var, "f", 200)
-    layer, whole = pair(comm, 3, dtype=np.float64)
+    layer, whole = pair(comm, 3, dtype=np.float64)      # sizes of images that differ
     parts = [rng.standard_normal((2, 3, 4 + rank)) for rank in range(comm.Get_size())]
     layer(parts[comm.Get_rank()])
     whole(np.concatenate([np.moveaxis(part, 1, 2).reshape(-1, 3) for part in parts]))
@@ -233,7 +236,7 @@ def check_gradients_of_this_part(comm):
 
 
 def check_collectives(comm):
-    """One forward, one backward, of 8 * (3 + 2 * channels) bytes each; none in eval mode, frozen, and without running statistics in eval mode."""
+    """One forward, one backward, of 8 * (3 + 2 * channels) bytes each; none in eval mode, with or without running statistics, nor frozen."""
     counting, x = Counting(comm), np.random.default_rng(12).standard_normal((4, 10, 3)).astype("f")
     layer = cbn.BatchNorm1d(10, comm=counting)
     assert counting.calls == 1
@@ -344,7 +347,7 @@ def check_nonfinite(comm):
     poisoned = x.copy()
     poisoned[1, 2, 3] = np.nan
     for policy in ("propagate", "skip", "raise"):
-        layer, whole = pair(comm, 3, on_nonfinite=policy)
+        layer, _ = pair(comm, 3, on_nonfinite=policy)
         before = layer.state_dict()
         mine = poisoned if comm.Get_rank() == comm.Get_size() - 1 else x
         out = np.zeros_like(x)
