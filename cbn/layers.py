@@ -11,17 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .functional import (
-    array_of,
-    batch_norm,
-    batch_norm_backward,
-    check_writeable,
-    checked_activation,
-    checked_flag,
-    checked_integer,
-    checked_number,
-    forward_training,
-    overlap,
-    store,
+    array_of, batch_norm, batch_norm_backward, check_writeable, checked_activation, checked_flag, checked_integer, checked_number,
+    forward_training, overlap, store,
 )  # fmt: skip
 from .synchronize import LOCKS as _LOCKS_OF_GROUPS
 from .synchronize import Group
