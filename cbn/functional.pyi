@@ -74,6 +74,25 @@ def batch_norm_backward(
     sums: GradientSums | Callable[[GradientSums], GradientSums] | None = None,
     out: NDArray[Any] | None = None,
 ) -> Gradients: ...
+def activate(
+    x: ArrayLike,
+    activation: Activation,
+    *,
+    bias: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    axis: int = 1,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def activate_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    activation: Activation,
+    *,
+    bias: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    axis: int = 1,
+    out: NDArray[Any] | None = None,
+) -> Gradients: ...
 def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats: ...
 def array_of(a: ArrayLike, name: str) -> NDArray[Any]: ...
 def elements_of(a: ArrayLike, name: str) -> NDArray[Any]: ...

@@ -512,9 +512,7 @@ def gradient_sums(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, act
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, True, x_)
-    if not same_shape(dy_, x_):
-        raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
-    check_type(dy_, "dy", x_)
+    check_like_x(dy_, x_)
     count_of_all(stats, x_, axis_)
     mean_ = needed(&job.mean, stats.mean, "stats.mean", channels, x_, axis_)
     var_ = needed(&job.var, stats.var, "stats.var", channels, x_, axis_)
@@ -528,6 +526,15 @@ def gradient_sums(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, act
     sums = result(&job.bias_grad, channels, cnp.NPY_FLOAT64)
     run(&job, axis_, x_, dy_, residual_ if job.activation else None, None, None)
     return new_tuple(GradientSums, (sums, products))
+
+
+cdef tuple gradient_types(object parameter, cnp.ndarray x):
+    """Of the gradient of a parameter: the type that the kernels write, float32 or float64, and that which it is converted to afterwards, or None."""
+    if isinstance(parameter, cnp.ndarray) and dtype_of(parameter) == FLOAT32:
+        return cnp.NPY_FLOAT32, None
+    if isinstance(parameter, cnp.ndarray) and (parameter.dtype.kind == "f" or is_bfloat16(parameter)):
+        return cnp.NPY_FLOAT64, None if dtype_of(parameter) == FLOAT64 else parameter.dtype.newbyteorder("=")
+    return cnp.NPY_FLOAT64 if dtype_of(x) == FLOAT64 else cnp.NPY_FLOAT32, None
 
 
 def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, training=True, affine_grad=True, activation=None,
@@ -562,9 +569,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, train, x_)
-    if not same_shape(dy_, x_):
-        raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
-    check_type(dy_, "dy", x_)
+    check_like_x(dy_, x_)
     if not isinstance(stats, tuple) or len(stats) not in (2, 3):
         raise TypeError(f"stats: expected BatchStats or a pair (mean, var), got {type(stats).__name__}")
     mean = stats[len(stats) - 2]
@@ -605,14 +610,6 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         gradients = new_tuple(Gradients, (dx, None, None))
         gradients.residual = residual_grad
         return gradients
-    # float32 and float64 are written by the kernels, anything else is converted afterwards.
-    kernel_type, grad_dtype = cnp.NPY_FLOAT64 if dtype_of(x_) == FLOAT64 else cnp.NPY_FLOAT32, None
-    if isinstance(weight, cnp.ndarray) and dtype_of(weight) == FLOAT32:
-        kernel_type = cnp.NPY_FLOAT32
-    elif isinstance(weight, cnp.ndarray) and (weight.dtype.kind == "f" or is_bfloat16(weight)):
-        kernel_type = cnp.NPY_FLOAT64
-        if dtype_of(weight) != FLOAT64:
-            grad_dtype = weight.dtype.newbyteorder("=")
     if callable(sums):
         job.reduction = GRADIENTS
         products_ = result(&job.weight_grad, channels, cnp.NPY_FLOAT64)
@@ -620,6 +617,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         run(&job, axis_, x_, dy_, residual_ if job.activation else None, None, None)
         sums = sums(new_tuple(GradientSums, (sums_, products_)))
         check_sums(sums)
+    kernel_type, grad_dtype = gradient_types(weight, x_)
     job.reduction = GRADIENTS if sums is None else 0
     job.apply = BACKWARD if train else FROZEN
     if sums is not None:
@@ -637,4 +635,67 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     gradients = new_tuple(Gradients, (dx, weight_grad, bias_grad) if affine else (dx, None, None))
     if residual_grad is not None:
         gradients.residual = residual_grad
+    return gradients
+
+
+def activate(x, activation, *, bias=None, residual=None, axis=1, out=None):
+    """y = activation(x + bias + residual), in one pass: what follows a layer that batch normalization was folded into.
+
+    x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
+    activation : as in `batch_norm`, of the same bits.
+    bias : shape (C,), any real dtype, or None.
+    residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
+    out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
+    Returns y, of x's shape and dtype (float32 where x holds integers).
+    Raises ValueError or TypeError, having written nothing.
+    """
+    cdef cnp.ndarray x_ = as_elements(x, "x"), y
+    cdef int axis_ = channel_axis(x_, axis)
+    cdef Job job
+    memset(&job, 0, sizeof(job))            # a mean of 0 and a variance of 1
+    bias_ = parameter(&job.bias, bias, "bias", cnp.PyArray_DIM(x_, axis_), x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, False)
+    y = output(out, x_)
+    if out is not None:
+        check_outputs(y, x_, None, residual_, None, bias, None, None, "")
+    job.apply = FORWARD
+    run(&job, axis_, x_, None, residual_, y, None)
+    return y
+
+
+def activate_backward(dy, x, activation, *, bias=None, residual=None, axis=1, out=None):
+    """Gradients of a loss with respect to x, bias and residual, from dy, that with respect to y = activate(x, activation, ...).
+
+    dy, x : arrays of one shape and dtype, as in the forward call; activation, bias, residual, axis as there.
+    out : array for the gradient of x, of its shape and dtype; may be dy or x itself, otherwise must not overlap an argument. None: a new array.
+    Returns Gradients(x, None, bias): that of x, which is the residual's, too (attribute `residual`, the same array, if there is one), and that of bias, of
+        shape (C,) and its dtype if it is a float array, else x's, or None where there is none. At corners they are PyTorch's.
+    Raises ValueError or TypeError, having written nothing.
+    """
+    cdef cnp.ndarray x_ = as_elements(x, "x"), dy_ = as_elements(dy, "dy"), dx, bias_grad = None, products
+    cdef int axis_ = channel_axis(x_, axis)
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    check_like_x(dy_, x_)
+    bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, True)
+    dx = output(out, x_)
+    if out is not None:
+        check_outputs(dx, x_, dy_, residual_, None, bias, None, None, "")
+    job.apply = FROZEN
+    if bias is not None:
+        job.reduction = GRADIENTS
+        kernel_type, grad_dtype = gradient_types(bias, x_)
+        products = result(&job.weight_grad, channels, kernel_type)
+        bias_grad = result(&job.bias_grad, channels, kernel_type)
+    run(&job, axis_, x_, dy_, residual_ if job.activation else None, dx, None)
+    if bias is not None and grad_dtype is not None:
+        with np.errstate(all="ignore"):
+            bias_grad = bias_grad.astype(grad_dtype)
+    gradients = new_tuple(Gradients, (dx, None, bias_grad))
+    if residual is not None:
+        gradients.residual = dx
     return gradients
