@@ -279,7 +279,7 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
 
 
 cdef object merged_stats(stats, cnp.ndarray x, int axis, double eps):
-    """What `merge` returned, checked, as float64 arrays of their own memory order."""
+    """What `merge` returned, checked, with contiguous float64 arrays."""
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
     cdef Vector vector
     count = count_of_all(stats, x, axis)
@@ -292,7 +292,7 @@ cdef object merged_stats(stats, cnp.ndarray x, int axis, double eps):
     return new_tuple(BatchStats, (count, mean, var))
 
 
-cdef int update(cnp.ndarray running, cnp.ndarray batch, double momentum) except -1:
+cdef int update_running(cnp.ndarray running, cnp.ndarray batch, double momentum) except -1:
     """As the kernels do: in float64, rounded once."""
     with np.errstate(all="ignore"):
         running[:] = (1 - momentum) * running.astype(np.float64) + momentum * batch
@@ -353,8 +353,8 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
         see(&job.mean, stats.mean)
         see(&job.var, stats.var)
         if running_mean is not None and stats.count > 0:
-            update(new_mean, stats.mean, job.momentum)
-            update(new_var, stats.unbiased_var, job.momentum)
+            update_running(new_mean, stats.mean, job.momentum)
+            update_running(new_var, stats.unbiased_var, job.momentum)
         counts = judge(stats, running_var, new_mean, new_var, accept)
         job.reduction = 0
         job.apply = FORWARD

@@ -310,8 +310,9 @@ class BatchNorm:
         out : array of x's shape and dtype to write; may be x or the residual itself, at the cost of `backward`. None: a new array.
         Raises ValueError, TypeError or (on_nonfinite="raise") FloatingPointError, having changed neither `out` nor the layer.
         """
-        if self._group is not None and self.training and self.frozen is None:
-            return self._call_together(x, residual, out)
+        group = self._group
+        if group is not None and self.training and self.frozen is None:
+            return self._call_together(group, x, residual, out)
         given, given_residual = x, residual
         if type(x) is not np.ndarray:
             x = array_of(x, "x")
@@ -370,17 +371,17 @@ class BatchNorm:
     def _unexpected(self, x):
         return ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
 
-    def _call_together(self, x, residual, out):
+    def _call_together(self, group, x, residual, out):
         """A training call whose batch is that of all ranks."""
-        with self._lock:
+        with group.lock:
             if not self.training or self.frozen is not None:        # after other threads' calls
                 return self(x, residual=residual, out=out)
-            with self._group.together():
+            with group.together():
                 x = array_of(x, "x")
                 residual = None if residual is None else array_of(residual, "residual")
                 if self._ranks is not None and x.ndim not in self._ranks:
                     raise self._unexpected(x)
-                return self._call_training(x, residual, out, self._group)
+                return self._call_training(x, residual, out, group)
 
     def _call_training(self, x, residual, out, group=None):
         weight, bias, eps, axis, activation = used = self.weight, self.bias, self.eps, self.axis, self.activation
