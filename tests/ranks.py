@@ -291,7 +291,7 @@ def check_mistakes(comm):
     got, text = raised(lambda: layer(x[:, :1]))
     assert got is ValueError and all(f"rank {r} of {size}: running_mean should contain 1 elements" in text for r in range(size)), text
     planes = cbn.BatchNorm2d(3, comm=comm)
-    got, text = raised(lambda: planes(x) if rank == 0 else planes(x[np.newaxis]))
+    got, text = raised(lambda: planes(x) if rank == 0 else planes(x[..., np.newaxis]))
     assert got is ValueError and text == f"rank 0 of {size}: expected 4D input (got 3D input)", text
     close(layer(x), whole(x), "f")
     for wrong in range(size):
