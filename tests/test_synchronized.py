@@ -16,7 +16,8 @@ import cbn
 from cbn.statistics import merged
 
 MPIEXEC = shutil.which("mpiexec", path=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"])
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None or MPIEXEC is None, reason="mpi4py and an MPI are needed")
+TESTS = os.path.dirname(os.path.abspath(__file__))      # not its parent, where an unbuilt cbn may lie
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -25,13 +26,32 @@ def test_in_threads(check, size):
     ranks.in_threads(size, check)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None or MPIEXEC is None, reason="mpi4py and an MPI are needed")
+def over_mpi(size, *arguments):
+    """Python on so many ranks. One that waits for ever is killed, and the test fails."""
+    command = [MPIEXEC, "-n", str(size), sys.executable, "-m", "mpi4py", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=TESTS, env=environment)
+
+
+@needs_mpi
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_over_mpi(size):
-    """A rank that waits for ever is killed, and the test fails."""
-    command = [MPIEXEC, "-n", str(size), sys.executable, "-m", "mpi4py", os.path.join(ROOT, "tests", "ranks.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = over_mpi(size, "ranks.py")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_mpi
+def test_a_rank_that_dies():
+    """Under `python -m mpi4py`, the others don't wait for it."""
+    done = over_mpi(2, "-c", """
+from mpi4py import MPI
+import numpy as np, cbn
+layer = cbn.BatchNorm1d(3, comm=MPI.COMM_WORLD)
+if MPI.COMM_WORLD.rank == 1:
+    raise OSError("a disk is full")
+layer(np.ones((2, 3), "f"))
+""")
+    assert done.returncode != 0 and "a disk is full" in done.stderr
 
 
 @pytest.mark.parametrize("comm, says", [(3, "got 3, which has no Get_rank"), (True, "no Get_rank"), (np, "which has no Get_rank")], ids=str)
@@ -89,7 +109,7 @@ def main():
 def test_other_engines(engine, tmp_path):
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} is needed")
-    with open(os.path.join(ROOT, "docs", "distributed.md")) as file:
+    with open(os.path.join(TESTS, "..", "docs", "distributed.md")) as file:
         recipe = file.read().partition(f"<!-- {engine} -->")[2].partition(f"<!-- /{engine} -->")[0]
     program = recipe.strip().removeprefix("```python").removesuffix("```") + """
 def check(comm):
@@ -101,7 +121,7 @@ if __name__ == "__main__":
     main()
 """
     (tmp_path / "program.py").write_text(program)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([ROOT, os.path.join(ROOT, "tests")]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
