@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 # name | what is installed beside ".[test]" | tests
 table="
 docs | .[docs] | tests/test_docs_build.py
+mpi | mpi4py mpich torch ray | tests/test_synchronized.py
 "
 
 row() {
