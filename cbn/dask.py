@@ -8,7 +8,6 @@ import dask.array as da
 import numpy as np
 from dask.core import flatten
 from dask.delayed import Delayed
-from dask.graph_manipulation import bind
 
 from . import functional
 from .functional import array_of
@@ -61,22 +60,9 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, eps=1e-5, *
     return da.blockwise(_normalized, every, *arguments, eps=eps, channels=axis, activation=activation, meta=y, align_arrays=False)
 
 
-def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=None, residual=None):
-    """Normalize each channel by the data set's own statistics, in two passes: x is read, or computed, twice, and never kept.
-
-    Arguments as in `batch_norm`. Returns (y, statistics): a dask array as there, and a Delayed as of `batch_stats`.
-    """
-    stats = batch_stats(x, axis=axis)
-    axis %= x.ndim
-    _checked(functional.batch_norm_train, x, [0 if a == axis or math.isnan(n) else n for a, n in enumerate(x.shape)], eps=eps, axis=axis)
-    # Chunks that both passes shared would stay in memory from one to the other: the second has its own, which wait for the first to end.
-    x, residual = bind((x, residual), stats, seed=dask.base.tokenize(stats))
-    return batch_norm(x, stats.mean, stats.var, weight, bias, eps, axis=axis, activation=activation, residual=residual), stats
-
-
 def _checked_axis(x, axis):
     if not isinstance(x, da.Array):
-        raise TypeError(f"x: expected a dask array, got {type(x).__name__}")
+        raise TypeError(f"x: expected a dask array, got {type(x).__name__}: see dask.array.from_array and, of an xarray, its .data")
     _checked(functional.batch_stats, x, [0] * x.ndim, axis=axis)
     return axis % x.ndim
 
@@ -103,11 +89,14 @@ def _stand_in(a, name, channels):
 
 def _cut(a, name, chunks):
     """A parameter as a dask array of shape (C,), in the chunks of x's channels."""
+    channels = sum(chunks)
     if isinstance(a, Delayed):
-        a = da.from_delayed(a, (sum(chunks),), meta=np.empty(0))
-    elif not isinstance(a, da.Array):
-        a = da.from_array(array_of(a, name))
-    return (a[0] if a.ndim == 2 else a).rechunk((chunks,))
+        a = da.from_delayed(dask.delayed(_row, pure=True)(a, name, channels), (channels,), meta=np.empty(0))
+    elif isinstance(a, da.Array):
+        a = a[0] if a.ndim == 2 else a
+    else:
+        a = da.from_array(_row(a, name, channels))
+    return a.rechunk((chunks,))
 
 
 def _like(residual, x):
@@ -125,6 +114,14 @@ def _like(residual, x):
 
 
 # What the tasks do.
+
+def _row(a, name, channels):
+    """A parameter in the shape (C,)."""
+    a = array_of(a, name)
+    if a.shape not in ((channels,), (1, channels)):
+        raise ValueError(f"{name}: expected shape ({channels},), got {a.shape}")
+    return a.reshape(channels)
+
 
 def _of_chunk(x, channels, axis, keepdims, computing_meta=False):
     return x if computing_meta else functional.batch_stats(x, axis=channels)     # Dask takes statistics for arrays, so as to reduce them
