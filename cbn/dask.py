@@ -12,7 +12,6 @@ from dask.delayed import Delayed
 from . import functional
 from .functional import array_of
 from .statistics import BatchStats
-from .words import show
 
 MERGED = 4      # statistics that meet in a task, along each axis; fixed, as the tree decides the last bits
 
@@ -45,7 +44,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, eps=1e-5, *
     axis = _checked_axis(x, axis)
     channels = x.shape[axis]
     if math.isnan(channels):
-        raise ValueError(f"x: expected chunks of known sizes along the channels, got {x.chunks[axis]} [axis={axis}]: see x.compute_chunk_sizes()")
+        raise ValueError(f"x: expected a known number of channels, got shape {x.shape} [axis={axis}]: see x.compute_chunk_sizes()")
     if residual is not None:
         residual = _like(residual, x)
     parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
@@ -107,9 +106,12 @@ def _like(residual, x):
     if not same(residual.shape, x.shape):
         raise ValueError(f"residual: expected shape {x.shape}, that of x, got {residual.shape}")
     if not isinstance(residual, da.Array):
+        if any(map(math.isnan, x.shape)):
+            raise ValueError(f"residual: expected a dask array, as x has chunks of unknown size, got shape {residual.shape}")
         return da.from_array(residual, x.chunks)
-    if not all(map(same, residual.chunks, x.chunks)):
-        raise ValueError(f"residual: expected chunks {show(x.chunks)}, those of x, got {show(residual.chunks)}: see residual.rechunk(x.chunks)")
+    differing = [a for a in range(x.ndim) if not same(residual.chunks[a], x.chunks[a])]
+    if differing:
+        raise ValueError(f"residual: expected the chunks of x, got others on axes {differing}: see residual.rechunk(x.chunks)")
     return residual
 
 
@@ -124,7 +126,10 @@ def _row(a, name, channels):
 
 
 def _of_chunk(x, channels, axis, keepdims, computing_meta=False):
-    return x if computing_meta else functional.batch_stats(x, axis=channels)     # Dask takes statistics for arrays, so as to reduce them
+    if computing_meta:      # Dask takes statistics for arrays, so as to reduce them
+        return x
+    # The order of memory, which may change when a chunk moves to another process, decides the order of sums.
+    return functional.batch_stats(np.asanyarray(x, order="C"), axis=channels)
 
 
 def _merged(parts, axis, keepdims):

@@ -5,7 +5,6 @@ A Dask worker gets --memory, and is killed when it takes more. The images, eight
 
 import argparse
 import concurrent.futures
-import functools
 import os
 import pathlib
 import resource
@@ -22,7 +21,7 @@ from tqdm import tqdm
 import cbn
 import cbn.dask
 
-IMAGES, BANDS, PIXELS = 2, 8, (512, 512)        # of a chunk, which is a file: 17 MB
+IMAGES, BANDS, PIXELS = 4, 8, (512, 512)        # of a chunk, which is a file: 34 MB
 OFFSETS, SPREADS = 1000 * np.arange(1, BANDS + 1, dtype="f"), np.arange(1, BANDS + 1, dtype="f")
 THREADS = 2
 
@@ -31,14 +30,20 @@ def name(folder, chunk):
     return folder / f"{chunk:05}.npy"
 
 
+def by_band(a):
+    return a[:, np.newaxis, np.newaxis]
+
+
 def make(folder, chunk):
-    x = np.random.default_rng(chunk).standard_normal((IMAGES, *PIXELS, BANDS), np.float32)
-    np.save(name(folder, chunk), np.ascontiguousarray(np.moveaxis(x * SPREADS + OFFSETS, -1, 1)))
+    x = np.random.default_rng(chunk).standard_normal((IMAGES, BANDS, *PIXELS), np.float32)
+    x *= by_band(SPREADS)
+    x += by_band(OFFSETS)
+    np.save(name(folder, chunk), x)
 
 
 def array_of_files(folder, chunks):
-    """Each chunk is read when it is needed. Memory-mapped files would count as the worker's memory."""
-    read = lambda block_id: np.load(name(folder, block_id[0]))
+    """Each file is mapped while its chunk is needed: as one file, all that was read would count as the worker's memory."""
+    read = lambda block_id: np.load(name(folder, block_id[0]), mmap_mode="r")
     return da.map_blocks(read, chunks=((IMAGES,) * chunks, BANDS, *PIXELS), dtype=np.float32, meta=np.empty((0,) * 4, np.float32))
 
 
@@ -52,13 +57,6 @@ def run(client, tasks, what):
     return client.gather(futures), time.perf_counter() - start
 
 
-def copy(chunk, source, target):
-    """What the disk, or the page cache, allows: a chunk read and, if there is a target, written."""
-    x = np.load(name(source, chunk))
-    if target is not None:
-        np.save(name(target, chunk), x)
-
-
 def forget(folder):
     """Drop what the page cache has of the files, once it is on disk, so that the disk is read again."""
     for file in folder.iterdir():
@@ -67,17 +65,22 @@ def forget(folder):
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def plain(chunks, source, target=None):
-    """Seconds of the same reading and writing in threads, without Dask and arithmetic."""
+def plain(source, target=None):
+    """Seconds that reading all files, and writing as many to a target, takes two threads without Dask and arithmetic."""
+    def copy(file):
+        x = np.load(file)
+        if target is not None:
+            np.save(target / file.name, x)
+
+    files = sorted(source.iterdir())
     start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        list(tqdm(pool.map(functools.partial(copy, source=source, target=target), range(chunks)), "plain copy" if target else "plain read", chunks))
+        list(tqdm(pool.map(copy, files), "plain copy" if target else "plain read", len(files)))
     return time.perf_counter() - start
 
 
 def check(stats, source, target, chunks):
     """The statistics against sums in float64, and each result against the formula."""
-    by_band = lambda a: a[:, np.newaxis, np.newaxis]
     sums, squares, worst = np.zeros(BANDS), np.zeros(BANDS), 0
     for chunk in tqdm(range(chunks), "check"):
         x, y = np.load(name(source, chunk)).astype(np.float64), np.load(name(target, chunk))
@@ -94,7 +97,7 @@ def check(stats, source, target, chunks):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="1GB", help="of the images on disk; the results take as much again")
-    parser.add_argument("--memory", default="400MB", help="of the worker")
+    parser.add_argument("--memory", default="500MB", help="of the worker")
     parser.add_argument("--folder", help="where to put both, in a folder that is deleted in the end; the system's for temporary files")
     parser.add_argument("--cold", action="store_true", help="have each pass read from the disk, not from the page cache")
     options = parser.parse_args()
@@ -104,20 +107,21 @@ def main():
         LocalCluster(n_workers=1, threads_per_worker=THREADS, memory_limit=options.memory, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
-        source, target, copies = (pathlib.Path(folder) / part for part in ("images", "normalized", "copies"))
-        for part in (source, target, copies):
-            part.mkdir()
+        source, target = pathlib.Path(folder) / "images", pathlib.Path(folder) / "normalized"
+        source.mkdir()
+        target.mkdir()
         before = (lambda: forget(source)) if options.cold else (lambda: None)
         run(client, [delayed(make)(source, chunk) for chunk in range(chunks)], "make images")
         size = sum(file.stat().st_size for file in source.iterdir())
 
         before()
-        reading = plain(chunks, source)
+        reading = plain(source)
         before()
         x = array_of_files(source, chunks)
         (stats,), first = run(client, [cbn.dask.batch_stats(x)], "statistics")
         before()
-        copying = plain(chunks, source, copies)
+        with tempfile.TemporaryDirectory(dir=folder) as copies:
+            copying = plain(source, pathlib.Path(copies))
         before()
         y = cbn.dask.batch_norm(x, stats.mean, stats.var)
         writes = [delayed(np.save)(name(target, chunk), part) for chunk, part in enumerate(y.to_delayed().ravel())]

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
-dask | dask[array,distributed] xarray | tests/test_dask.py
+dask | dask[array,distributed] xarray tqdm | tests/test_dask.py
 "
 
 row() {
