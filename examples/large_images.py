@@ -104,7 +104,7 @@ def main():
     chunks = max(1, round(parse_bytes(options.size) / (4 * IMAGES * BANDS * np.prod(PIXELS))))
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as folder,
-        LocalCluster(n_workers=1, threads_per_worker=THREADS, memory_limit=options.memory, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=THREADS, memory_limit=options.memory, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         source, target = pathlib.Path(folder) / "images", pathlib.Path(folder) / "normalized"
