@@ -20,8 +20,8 @@ def batch_stats(x, *, axis=1):
     """The statistics of each channel of a data set: those of its chunks, merged by a tree that the chunks alone decide.
 
     x : dask array as in `cbn.batch_stats`, chunked along any axes; chunks may be empty or of unknown size.
-    Returns a Delayed, whose `compute()` gives BatchStats(count, mean, var), of the same bits with every scheduler. Its attributes and methods are lazy, too:
-        `mean` and `var` go into `batch_norm` as they are, `unbiased_var` is the variance that PyTorch tracks, `merge` joins those of two data sets.
+    Returns a Delayed, whose `compute()` gives BatchStats(count, mean, var), of the same bits with every scheduler. Its attributes and methods
+        are lazy, too: `mean` and `var` go into `batch_norm` as they are, `unbiased_var` is what PyTorch tracks, `merge` joins two data sets'.
     Raises ValueError or TypeError, at once.
     """
     axis = _checked_axis(x, axis)
@@ -35,7 +35,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, eps=1e-5, *
     """Normalize each chunk by given statistics: `cbn.batch_norm` at inference, to the bit, of the whole array.
 
     x : dask array as there, chunked along any axes.
-    running_mean, running_var, weight, bias : shape (C,): arrays, dask arrays, or Delayed as `batch_stats(x).mean` is. Each chunk takes its channels'.
+    running_mean, running_var, weight, bias : shape (C,): arrays, dask arrays, or Delayed as `batch_stats(x).mean`; the latter two may be None.
     residual : None, or an array of x's shape and dtype; if a dask array, of x's chunks.
     eps, activation : as there.
     Returns y, a dask array of x's shape and chunks; of its dtype, or float32 where x holds integers.

@@ -1,6 +1,6 @@
 """Normalizes images that don't fit into the memory that they are given, from disk to disk, with Dask, and checks the results with NumPy alone.
 
-A Dask worker gets --memory, and is killed when it takes more. The images, eight bands of 512 x 512 float32 pixels, are made up: as many as --size says.
+A Dask worker gets --memory, and is killed when it takes more. The images, eight bands of 512 x 512 float32 pixels, are made up: --size of them.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def main():
         peak = max(client.run(lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).values()) * 1024
         print(f"{format_bytes(size)} of images; the worker's limit: {options.memory}, its peak: {format_bytes(peak)}")
         print(f"statistics: {first:.1f} s, {size / first / 1e9:.2f} GB/s read, {reading / first:.0%} of plain reading's speed")
-        print(f"normalization: {second:.1f} s, {2 * size / second / 1e9:.2f} GB/s read and written, {copying / second:.0%} of plain copying's speed")
+        print(f"normalization: {second:.1f} s, {2 * size / second / 1e9:.2f} GB/s in and out, {copying / second:.0%} of plain copying's speed")
         check(stats, source, target, chunks)
 
 

@@ -1,4 +1,4 @@
-"""Dask arrays: any cut into chunks gives what cbn gives of the whole array, with every scheduler, lazily, and without keeping what it has read."""
+"""Dask arrays: any cut into chunks gives what cbn gives of the whole, with every scheduler, lazily, and without keeping what was read."""
 
 import pathlib
 import subprocess
@@ -56,7 +56,7 @@ def cut_arrays(draw):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(cut_arrays(), st.sampled_from(DTYPES), st.sampled_from([None, *ACTIVATIONS]), st.booleans(), st.lists(st.booleans(), min_size=4, max_size=4))
+@given(cut_arrays(), st.sampled_from(DTYPES), st.sampled_from([None, *ACTIVATIONS]), st.booleans(), st.tuples(*[st.booleans()] * 4))
 def test_any_cut(cut, dtype, activation, with_residual, lazy):
     shape, chunks, axis = cut
     rng = np.random.default_rng(101)
@@ -65,7 +65,8 @@ def test_any_cut(cut, dtype, activation, with_residual, lazy):
     given = parameters(rng, shape[axis])
     mixed = [da.from_array(p, 2) if one else p for p, one in zip(given, lazy, strict=True)]
     fused = {"axis": axis, "activation": activation}
-    y = cbn.dask.batch_norm(da.from_array(x, chunks), *mixed, residual=da.from_array(residual, chunks) if with_residual else None, **fused)
+    cut_residual = da.from_array(residual, chunks) if with_residual else None
+    y = cbn.dask.batch_norm(da.from_array(x, chunks), *mixed, residual=cut_residual, **fused)
     assert y.chunks == chunks
     same(y.compute(), cbn.batch_norm(x, *given, residual=residual, **fused))
     assert y.dtype == y.compute().dtype
@@ -200,28 +201,29 @@ def must_not_run():
 
 X = da.map_blocks(must_not_run, chunks=((4, 4), (2, 1), (5,)), dtype="f", meta=np.empty((0, 0, 0), "f"))
 ZEROS, ONES = np.zeros(3), np.ones(3)
+norm, stats_of = cbn.dask.batch_norm, cbn.dask.batch_stats
 
 
 @pytest.mark.parametrize("call, error, message", [
-    (lambda: cbn.dask.batch_stats(np.ones((2, 3))), TypeError, "x: expected a dask array, got ndarray"),
-    (lambda: cbn.dask.batch_stats(X, axis=3), ValueError, r"axis: expected -3 to 2 for x of shape \(8, 3, 5\), got 3"),
-    (lambda: cbn.dask.batch_stats(X, axis=1.0), TypeError, "axis: expected an integer"),
-    (lambda: cbn.dask.batch_stats(X[:, 0, 0]), ValueError, r"x: expected at least 2 dimensions, .*\(8,\)"),
-    (lambda: cbn.dask.batch_stats(X.astype(complex)), TypeError, "x: expected an array of float16, .* got complex128"),
-    (lambda: cbn.dask.batch_stats(X.astype(np.int64)), TypeError, "x: expected an array of float16, .* got int64"),
-    (lambda: cbn.dask.batch_stats(da.ma.masked_greater(X, 1)), TypeError, "x: expected a plain NumPy array, got MaskedArray"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, np.ones(4)), ValueError, r"running_var should contain 3 .*\(4,\) \[x has shape \(8, 3, 5\), axis=1\]"),
-    (lambda: cbn.dask.batch_norm(X, da.zeros(4), ONES), ValueError, r"running_mean should contain 3 elements not 4.*\[x has shape \(8, 3, 5\), axis=1\]"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, ONES, da.zeros(3, dtype=complex)), TypeError, "weight: expected an array of real numbers, got complex128"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, -ONES), ValueError, "running_var: expected non-negative values, got -1.0 for channel 0"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, None), ValueError, "running_mean and running_var must either both be None or neither"),
-    (lambda: cbn.dask.batch_norm(X, None, None), ValueError, "running_mean must be defined"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, ONES, eps=-1), ValueError, "batch_norm eps must be non-negative"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, ONES, activation="tanh"), ValueError, "activation: expected None, 'relu', .* got 'tanh'"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, ONES, residual=X[1:]), ValueError, r"residual: expected shape \(8, 3, 5\), that of x, got \(7, 3, 5\)"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, ONES, residual=X.rechunk(5)), ValueError, r"residual: expected the chunks of x, got others on axes \[0, 1\]: see"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, ONES, residual=X.astype(float)), TypeError, "residual: expected dtype float32, that of x, got float64"),
-    (lambda: cbn.dask.batch_norm(X, ZEROS, ONES, residual=dask.delayed(1)), TypeError, "residual: expected an array, got Delayed"),
+    (lambda: stats_of(np.ones((2, 3))), TypeError, "x: expected a dask array, got ndarray"),
+    (lambda: stats_of(X, axis=3), ValueError, r"axis: expected -3 to 2 for x of shape \(8, 3, 5\), got 3"),
+    (lambda: stats_of(X, axis=1.0), TypeError, "axis: expected an integer"),
+    (lambda: stats_of(X[:, 0, 0]), ValueError, r"x: expected at least 2 dimensions, .*\(8,\)"),
+    (lambda: stats_of(X.astype(complex)), TypeError, "x: expected an array of float16, .* got complex128"),
+    (lambda: stats_of(X.astype(np.int64)), TypeError, "x: expected an array of float16, .* got int64"),
+    (lambda: stats_of(da.ma.masked_greater(X, 1)), TypeError, "x: expected a plain NumPy array, got MaskedArray"),
+    (lambda: norm(X, ZEROS, np.ones(4)), ValueError, r"running_var should contain 3 .*\(4,\) \[x has shape \(8, 3, 5\), axis=1\]"),
+    (lambda: norm(X, da.zeros(4), ONES), ValueError, r"running_mean should contain 3 elements not 4.*\[x has shape \(8, 3, 5\), axis=1\]"),
+    (lambda: norm(X, ZEROS, ONES, da.zeros(3, dtype=complex)), TypeError, "weight: expected an array of real numbers, got complex128"),
+    (lambda: norm(X, ZEROS, -ONES), ValueError, "running_var: expected non-negative values, got -1.0 for channel 0"),
+    (lambda: norm(X, ZEROS, None), ValueError, "running_mean and running_var must either both be None or neither"),
+    (lambda: norm(X, None, None), ValueError, "running_mean must be defined"),
+    (lambda: norm(X, ZEROS, ONES, eps=-1), ValueError, "batch_norm eps must be non-negative"),
+    (lambda: norm(X, ZEROS, ONES, activation="tanh"), ValueError, "activation: expected None, 'relu', .* got 'tanh'"),
+    (lambda: norm(X, ZEROS, ONES, residual=X[1:]), ValueError, r"residual: expected shape \(8, 3, 5\), that of x, got \(7, 3, 5\)"),
+    (lambda: norm(X, ZEROS, ONES, residual=X.rechunk(5)), ValueError, r"residual: expected the chunks of x, got others on axes \[0, 1\]: see"),
+    (lambda: norm(X, ZEROS, ONES, residual=X.astype(float)), TypeError, "residual: expected dtype float32, that of x, got float64"),
+    (lambda: norm(X, ZEROS, ONES, residual=dask.delayed(1)), TypeError, "residual: expected an array, got Delayed"),
 ])  # fmt: skip
 def test_mistakes_are_found_at_once(call, error, message):
     with pytest.raises(error, match="^" + message):
@@ -259,7 +261,7 @@ def test_example(tmp_path):
     pytest.importorskip("tqdm", reason="needs tqdm")
     example = pathlib.Path(__file__).parents[1] / "examples" / "large_images.py"
     command = [sys.executable, example, "--size", "100MB", "--memory", "500MB", "--cold", "--folder", tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "largest errors" in result.stdout
     assert not list(tmp_path.iterdir())
