@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 table="
 docs | .[docs] | tests/test_docs_build.py
 mpi | mpi4py mpich torch ray | tests/test_synchronized.py
+dask | dask[array,distributed] xarray tqdm | tests/test_dask.py
 "
 
 row() {
