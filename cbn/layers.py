@@ -208,6 +208,7 @@ class BatchNorm:
     affine : whether there are a weight (ones at first) and, unless bias=False, a bias (zeros).
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
+    unbiased : whether running_var tracks the unbiased variance (PyTorch) or the population variance (Keras, TensorFlow, ONNX, Flax).
     frozen : None, "statistics" or "all": what stays as it is in a network that trains, in either mode: see `freeze`.
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu": what follows, in the same
         pass over memory.
@@ -233,7 +234,7 @@ class BatchNorm:
     num_features, dtype, stats_dtype = (_Checked(_fixed) for _ in range(3))
     weight, bias, running_mean, running_var = (_Checked(_checked_array) for _ in range(4))
     num_batches_tracked = _Checked(_checked_count)
-    affine, track_running_stats, training = (_Checked(_flag) for _ in range(3))
+    affine, track_running_stats, training, unbiased = (_Checked(_flag) for _ in range(4))
     eps = _Checked(lambda layer, name, value: _checked_eps(value))
     momentum = _Checked(lambda layer, name, value: None if value is None else checked_number(value, name))
     axis = _Checked(lambda layer, name, value: checked_integer(value, name))
@@ -242,7 +243,7 @@ class BatchNorm:
     frozen = _Checked(lambda layer, name, value: layer._checked_frozen(value))
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None):
+                 unbiased=True, activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None):
         channels = checked_integer(num_features, "num_features")
         if not 0 <= channels < 1 << 48:
             raise ValueError(f"num_features: expected a number of channels, got {show(num_features)}")
@@ -254,6 +255,7 @@ class BatchNorm:
         self.affine = affine
         self.track_running_stats = track_running_stats
         self.axis = axis
+        self.unbiased = unbiased
         self.activation = activation
         self.on_nonfinite = on_nonfinite
         self.training = True
@@ -351,7 +353,7 @@ class BatchNorm:
             self._changes[0] += 1
         try:
             y, stats = forward_training(x, *running, weight, bias, momentum, eps, axis, activation, residual, out, batches,
-                                        None if policy == "propagate" else self._accept, policy == "raise")
+                                        None if policy == "propagate" else self._accept, policy == "raise", self.unbiased)
         finally:
             if tracked:
                 self._changes[0] += 1
@@ -568,6 +570,7 @@ class BatchNorm:
 
     def __repr__(self):
         axis = "" if self.axis == 1 else f", axis={self.axis}"
+        unbiased = "" if self.unbiased else ", unbiased=False"
         dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype.name!r}"
         dtype += "" if self.stats_dtype == self.dtype else f", stats_dtype={self.stats_dtype.name!r}"
         policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
@@ -575,7 +578,7 @@ class BatchNorm:
         bias = ", bias=False" if self.affine and self.bias is None else ""
         activation = "" if self.activation is None else f", activation={self.activation!r}"
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy}{frozen})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis}{unbiased}{activation}{dtype}{policy}{frozen})")
 
 
 class BatchNorm1d(BatchNorm):

@@ -99,7 +99,7 @@ JUNK = [
     lambda: cbn.GradientSums(np.zeros(CHANNELS), None), lambda: cbn.GradientSums(of(CHANNELS), of(CHANNELS)), lambda: cbn.GradientSums("ab", 1),
 ]  # fmt: skip
 ATTRIBUTES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked", "momentum", "eps", "axis", "activation", "frozen", "training", "affine",
-              "track_running_stats", "on_nonfinite", "num_features", "dtype", "stats_dtype"]  # fmt: skip
+              "track_running_stats", "on_nonfinite", "num_features", "dtype", "stats_dtype", "unbiased"]  # fmt: skip
 
 
 def vector(value=1.0):
@@ -115,7 +115,7 @@ def layer(**options):
 
 def with_statistics(**more):
     return {"x": X.copy(), "running_mean": vector(0), "running_var": vector(), "weight": vector(), "bias": vector(), "training": False, "momentum": 0.1,
-            "eps": 1e-5, "axis": 1, "activation": None, "residual": None, "out": None} | more  # fmt: skip
+            "eps": 1e-5, "axis": 1, "unbiased": True, "activation": None, "residual": None, "out": None} | more  # fmt: skip
 
 
 def assign(of, name, value):
@@ -151,8 +151,8 @@ def targets():
                 cbn.batch_norm_backward, {"dy": X.copy(), "stats": stats(), "training": training, "affine_grad": True, **train(), "out": X.copy()}, None,
             )  # fmt: skip
     for name, kind in (("BatchNorm", cbn.BatchNorm), ("BatchNorm1d", cbn.BatchNorm1d), ("BatchNorm2d", cbn.BatchNorm2d), ("BatchNorm3d", cbn.BatchNorm3d)):
-        options = dict(num_features=CHANNELS, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, bias=True, axis=1, activation=("clip", 0, 1),
-                       dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None)  # fmt: skip
+        options = dict(num_features=CHANNELS, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, bias=True, axis=1, unbiased=False,
+                       activation=("clip", 0, 1), dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None)  # fmt: skip
         yield name, lambda kind=kind, options=options: (kind, options, None)
     for mode in ("training", "eval", "frozen"):
         made = lambda mode=mode: layer(frozen="statistics" if mode == "frozen" else None).train(mode == "training")
