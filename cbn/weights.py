@@ -306,16 +306,16 @@ def _keras_file(path, config):
     import json
     import zipfile
 
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError("from_keras: expected h5py, which reads Keras' files, to be installed") from None
     file = path
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             config, file = json.loads(archive.read("config.json")), io.BytesIO(archive.read("model.weights.h5"))
     if config is None:
         raise TypeError("config: expected the model's (model.to_json()), as a file of weights alone doesn't say whose they are, got None")
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError("from_keras: expected h5py, which reads Keras' files, to be installed") from None
     with h5py.File(file, "r") as groups:
         return dict(_keras_variables(groups)), config
 
