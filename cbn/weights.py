@@ -177,10 +177,10 @@ def to_flax(layers):
     variables = {"params": {}, "batch_stats": {}}
     for name, _, arrays in _decaying_layers(layers):
         for collection, keys in (("params", {"scale": "weight", "bias": "bias"}), ("batch_stats", {"mean": "running_mean", "var": "running_var"})):
-            group = variables[collection]
-            for part in name.split("."):
+            group, there = variables[collection], {key: arrays[own] for key, own in keys.items() if own in arrays}
+            for part in name.split(".") if there else ():
                 group = group.setdefault(part, {})
-            group |= {key: arrays[own] for key, own in keys.items() if own in arrays}
+            group |= there
     return variables
 
 

@@ -6,6 +6,9 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
+torch | torch==2.13.0 safetensors | tests/test_weights_torch.py tests/test_network.py
+keras | keras torch==2.13.0 h5py  | tests/test_weights_keras.py
+flax  | flax                      | tests/test_weights_flax.py
 "
 
 row() {
