@@ -2,6 +2,9 @@
 
 import io
 import json
+import pathlib
+import subprocess
+import sys
 import threading
 import warnings
 from types import SimpleNamespace
@@ -300,3 +303,11 @@ def test_a_bias_without_a_weight(training):
     assert layer.weight_grad is None
     layer.reset_parameters()
     assert layer.weight is None and not layer.bias.any()
+
+
+def test_example():
+    pytest.importorskip("sklearn", reason="the example's digits are in scikit-learn")
+    example = pathlib.Path(__file__).parents[1] / "examples" / "resume.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True)
+    assert "resumed from npz: " in done.stdout and done.stdout.count("the same bits") >= 1 and "other bits" not in done.stdout
+    assert "1.eps: expected 0.001, that of the layer, got 1e-05" in done.stdout
