@@ -6,7 +6,7 @@ import numpy as np
 
 from .functional import array_of, checked_flag
 from .layers import BatchNorm
-from .states import CONFIG, NAMES, converted, joined, load, lock_of, packed, read
+from .states import CONFIG, NAMES, checked_prefix, converted, joined, load, lock_of, packed, read
 from .words import show
 
 
@@ -62,7 +62,7 @@ def state_dict(layers, *, prefix=""):
     Returns a dict of arrays, as np.savez and safetensors' save_file take it. Its entry "cbn.config" (bytes: JSON) holds `config()` of cbn's layers;
     `to_torch` is without it. Each layer's arrays are of one moment, where other threads train.
     """
-    layers, state = _seen(layers), {}
+    layers, prefix, state = _seen(layers), checked_prefix(prefix), {}
     for name, layer in layers.items():
         with lock_of(layer):
             state |= {prefix + joined(name, key): array.copy() for key, array in layer._state().items()}

@@ -76,6 +76,12 @@ def joined(name, key):
     return f"{name}.{key}" if name else key
 
 
+def checked_prefix(prefix):
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string, got {show(prefix)}")
+    return prefix
+
+
 def below(prefix, layers):
     """Of what is there by names of layers, that whose arrays' names begin with the prefix, by the names without it."""
     return {f"{name}.".removeprefix(prefix)[:-1]: each for name, each in layers.items() if f"{name}.".startswith(prefix)}
@@ -96,9 +102,7 @@ def module_config(module):
 
 def read(source, prefix="", argument="state_dict"):
     """(arrays by name, configurations by name of layer) of a mapping, a PyTorch module or a layer: those whose names begin with the prefix, without it."""
-    if not isinstance(prefix, str):
-        raise TypeError(f"prefix: expected a string, got {show(prefix)}")
-    configs = {}
+    prefix, configs = checked_prefix(prefix), {}
     if not isinstance(source, collections.abc.Mapping) and callable(getattr(source, "state_dict", None)) and not isinstance(source, type):
         modules = dict(source.named_modules()) if hasattr(source, "named_modules") else {"": source}
         configs = {name: config for name, module in modules.items() if (config := module_config(module)) is not None}

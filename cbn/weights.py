@@ -12,7 +12,7 @@ import numpy as np
 from .functional import array_of, checked_number
 from .layers import BatchNorm
 from .network import checked_layers
-from .states import NAMES, below, joined, load, read
+from .states import NAMES, below, checked_prefix, joined, load, read
 from .words import show
 
 
@@ -58,7 +58,12 @@ def from_keras(source, config=None, *, eps=1e-3, momentum=0.99, axis=-1, prefix=
     if isinstance(config, str):
         import json
 
-        config = json.loads(config)
+        try:
+            config = json.loads(config)
+        except ValueError:
+            raise ValueError(f"config: expected JSON, got {show(config)}") from None
+    if config is not None and not isinstance(config, dict):
+        raise TypeError(f"config: expected a model's configuration, a dict or JSON of one, got {type(config).__name__}")
     if isinstance(source, (str, os.PathLike)):
         given, config = _keras_file(os.fspath(source), config)
     elif isinstance(source, collections.abc.Mapping):
@@ -75,7 +80,7 @@ def from_keras(source, config=None, *, eps=1e-3, momentum=0.99, axis=-1, prefix=
             arrays, said = arrays
         known = ["moving_mean", "moving_variance"]
         if said is not None:
-            known = ["gamma"] * said.get("scale", True) + ["beta"] * said.get("center", True) + known
+            known = ["gamma"] * (said.get("scale") is not False) + ["beta"] * (said.get("center") is not False) + known
         if isinstance(arrays, list):        # the variables in a file, in this order and without names
             arrays = dict(zip([*known, *map(str, range(len(known), len(arrays)))], arrays, strict=False)) if said is not None else {}
         if said is not None or arrays.keys() & known:
@@ -257,11 +262,9 @@ def _vector(value, name):
 
 def _made(found, given, prefix, names, function):
     """The layers of what was found, under their new names, or an error that lists all that is wrong."""
-    if not isinstance(prefix, str):
-        raise TypeError(f"prefix: expected a string, got {show(prefix)}")
     if names is not None and not isinstance(names, collections.abc.Mapping):
         raise TypeError(f"names: expected a mapping from names to names, got {type(names).__name__}")
-    chosen = below(prefix, found)
+    chosen = below(checked_prefix(prefix), found)
     if not chosen:
         nested = [name for name, value in given.items() if isinstance(value, collections.abc.Mapping)] if not found else []
         some = list(found or given)
@@ -280,8 +283,9 @@ def _made(found, given, prefix, names, function):
         if name is None:
             continue
         try:
-            if isinstance(each, str) or name in layers:
-                raise ValueError(each if isinstance(each, str) else f"expected a name of its own, got {show(name)} again")
+            if isinstance(each, str) or not isinstance(name, str) or name in layers:
+                again = f"expected a name of its own, got {name!r} again" if isinstance(name, str) else f"expected a string in `names`, got {show(name)}"
+                raise ValueError(each if isinstance(each, str) else again)
             values = {key: _vector(value, key) for key, value in each.arrays.items()}
             layers[name] = _layer(values, each.options)
             arrays |= {joined(name, key): value for key, value in values.items()}
