@@ -104,7 +104,7 @@ def read(source, prefix="", argument="state_dict"):
     """(arrays by name, configurations by name of layer) of a mapping, a PyTorch module or a layer: those whose names begin with the prefix, without it."""
     prefix, configs = checked_prefix(prefix), {}
     if not isinstance(source, collections.abc.Mapping) and callable(getattr(source, "state_dict", None)) and not isinstance(source, type):
-        modules = dict(source.named_modules()) if hasattr(source, "named_modules") else {"": source}
+        modules = dict(source.named_modules(remove_duplicate=False)) if hasattr(source, "named_modules") else {"": source}
         configs = {name: config for name, module in modules.items() if (config := module_config(module)) is not None}
         source = source.state_dict()
     if not isinstance(source, collections.abc.Mapping):
@@ -124,10 +124,10 @@ def packed(configs):
 
 
 def _unpacked(array):
-    import json
-
     if array is None:
         return {}
+    import json
+
     try:
         configs = json.loads(np.asarray(array, np.uint8).tobytes())
         if all(isinstance(config, dict) for config in configs.values()):

@@ -41,7 +41,7 @@ def from_torch(source, *, eps=1e-5, momentum=0.1, prefix="", names=None):
         trained = {"running_mean", "running_var"} & arrays.keys()
         if trained or configs:
             options = {"eps": eps, "momentum": momentum, "track_running_stats": bool(trained)} | configs.get(name, {})
-            found[name] = _found(arrays, {key: key for key in NAMES}, options, trained and ("running_mean", "running_var"))
+            found[name] = _checked(arrays, {key: key for key in NAMES}, options, trained and ("running_mean", "running_var"))
     return _made(found, given, prefix, names, "from_torch")
 
 
@@ -87,7 +87,7 @@ def from_keras(source, config=None, *, eps=1e-3, momentum=0.99, axis=-1, prefix=
             said = said or {}
             options = _decaying(said.get("epsilon", eps), said.get("momentum", momentum), said.get("axis", axis))
             options |= {"frozen": "all"} if said.get("trainable") is False else {}
-            found[name.replace("/", ".")] = _found(arrays, own, options, known)
+            found[name.replace("/", ".")] = _checked(arrays, own, options, known)
     return _made(found, given, prefix, names, "from_keras")
 
 
@@ -108,7 +108,7 @@ def from_flax(variables, *, eps=1e-5, momentum=0.99, axis=-1, prefix="", names=N
     own, found = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}, {}
     for name, arrays in _groups(given, "/").items():
         if {"mean", "var"} & arrays.keys():
-            found[name.replace("/", ".")] = _found(arrays, own, _decaying(eps, momentum, axis), ("mean", "var"))
+            found[name.replace("/", ".")] = _checked(arrays, own, _decaying(eps, momentum, axis), ("mean", "var"))
     return _made(found, given, prefix, names, "from_flax")
 
 
@@ -119,7 +119,7 @@ def from_onnx(model, *, prefix="", names=None):
         ("features.1.running_var") have in common, otherwise that of its node, otherwise that of its output.
     prefix, names : as in `from_torch`.
     epsilon and momentum, which ONNX holds in float32, are taken as the shortest decimal that is that float32: 1e-05. Raises as `from_torch` does; arrays
-    that are neither initializers nor Constant nodes are among what it lists.
+    that are computed are among what it lists as missing.
     """
     import onnx
 
@@ -131,6 +131,8 @@ def from_onnx(model, *, prefix="", names=None):
     for node in model.graph.node:
         if node.op_type == "Constant":
             constants |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+        elif node.op_type == "Identity" and node.input[0] in constants:     # as exporters share equal arrays
+            constants[node.output[0]] = constants[node.input[0]]
     found, nodes = {}, {}
     for node in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
         inputs, attributes = dict(zip(("scale", "B", "mean", "var"), node.input[1:5])), {a.name: float(str(np.float32(a.f))) for a in node.attribute}
@@ -140,7 +142,7 @@ def from_onnx(model, *, prefix="", names=None):
         if nodes.setdefault(name, (inputs, options)) != (inputs, options):      # otherwise one layer, applied in two places
             name = node.name or node.output[0]
         arrays = {key: onnx.numpy_helper.to_array(constants[i]) for key, i in inputs.items() if i in constants}
-        found[name] = _found(arrays, {"scale": "weight", "B": "bias", "mean": "running_mean", "var": "running_var"}, options, ("scale", "B", "mean", "var"))
+        found[name] = _checked(arrays, {"scale": "weight", "B": "bias", "mean": "running_mean", "var": "running_var"}, options, ("scale", "B", "mean", "var"))
     return _made(found, constants, prefix, names, "from_onnx")
 
 
@@ -245,7 +247,7 @@ def _groups(given, separator):
     return groups
 
 
-def _found(arrays, own, options, needed):
+def _checked(arrays, own, options, needed):
     """A batch normalization, by cbn's names, which are the values of `own`; or what is missing or left over, in words."""
     missing, extra = [key for key in needed if key not in arrays], [key for key in arrays if key not in own]
     if missing or extra:
@@ -319,7 +321,7 @@ def _keras_file(path, config):
     try:
         import h5py
     except ImportError:
-        raise ImportError("from_keras: expected h5py, which reads Keras' files, to be installed") from None
+        raise ImportError("from_keras: expected h5py, which reads Keras' files: pip install h5py") from None
     with h5py.File(file, "r") as groups:
         return dict(_keras_variables(groups)), config
 

@@ -137,3 +137,9 @@ def test_parameters_that_require_gradients():
 def test_uninitialized_modules():
     with pytest.raises(ValueError, match=r"Error\(s\) in from_torch:\n\t0: .*uninitialized"):
         cbn.from_torch(nn.Sequential(nn.LazyBatchNorm2d()))
+
+
+def test_a_module_in_two_places():
+    shared = nn.BatchNorm1d(3, eps=1e-3)
+    layers = cbn.from_torch(nn.Sequential(shared, nn.ReLU(), shared))
+    assert list(layers) == ["0", "2"] and layers["2"].eps == 1e-3
