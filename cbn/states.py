@@ -33,13 +33,15 @@ def lock_of(layer):
     return _LOCKS[id(layer) // 16 % len(_LOCKS)]
 
 
+@contextlib.contextmanager
 def _hold(layers):
-    """The locks of several layers, as a context manager."""
-    stack, wanted = contextlib.ExitStack(), {id(lock_of(layer)) for layer in layers}
-    for lock in _LOCKS:
-        if id(lock) in wanted:
-            stack.enter_context(lock)
-    return stack
+    """The locks of several layers."""
+    wanted = {id(lock_of(layer)) for layer in layers}
+    with contextlib.ExitStack() as stack:
+        for lock in _LOCKS:
+            if id(lock) in wanted:
+                stack.enter_context(lock)
+        yield
 
 
 def _hold_all():

@@ -99,11 +99,11 @@ def from_flax(variables, *, eps=1e-5, momentum=0.99, axis=-1, prefix="", names=N
     prefix, names : as in `from_torch`; names are joined by dots.
     Raises as `from_torch` does.
     """
-    if not isinstance(variables, collections.abc.Mapping):
-        raise TypeError(f"variables: expected nested mappings of names to arrays, got {type(variables).__name__}")
-    linen = "params" in variables or "batch_stats" in variables
+    linen = isinstance(variables, collections.abc.Mapping) and ("params" in variables or "batch_stats" in variables)
     given = {}
     for tree in [variables.get(name, {}) for name in ("params", "batch_stats")] if linen else [variables]:
+        if not isinstance(tree, collections.abc.Mapping):
+            raise TypeError(f"variables: expected nested mappings of names to arrays, got {show(variables)}")
         given |= _flat(tree)
     own, found = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}, {}
     for name, arrays in _groups(given, "/").items():

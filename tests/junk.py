@@ -182,7 +182,9 @@ def targets():
     yield "from_config", lambda: (cbn.BatchNorm.from_config, {"config": layer().config()}, None)
     found = lambda: {"eps": 1e-5, "momentum": 0.1, "prefix": "", "names": {"a": "b"}}
     yield "from_torch", lambda: (cbn.from_torch, {"source": {f"a.{name}": a for name, a in state().items()}, **found()}, None)
-    yield "from_flax", lambda: (cbn.from_flax, {"variables": {"a": {"mean": vector(), "var": vector(), "scale": vector()}}, "axis": -1, **found()}, None)
+    flax = {"a": {"mean": vector(), "var": vector()}}
+    for variables in (flax, {"params": {}, "batch_stats": flax}):
+        yield "from_flax", lambda variables=variables: (cbn.from_flax, {"variables": variables, "axis": -1, **found()}, None)
     described = {"class_name": "BatchNormalization", "config": {"name": "a", "axis": -1, "momentum": 0.9, "epsilon": 1e-3, "scale": False, "center": False}}
     for config in (None, {"layers": [described]}, described["config"]):
         yield "from_keras", lambda config=config: (

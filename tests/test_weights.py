@@ -327,8 +327,9 @@ def test_flax(form, affine):
 
 
 def test_wrong_flax():
-    with pytest.raises(TypeError, match="^variables: expected nested mappings of names to arrays, got list"):
-        cbn.from_flax([])
+    for wrong in ([], 5, {"params": 5}, {"params": {}, "batch_stats": [1]}):
+        with pytest.raises(TypeError, match="^variables: expected nested mappings of names to arrays, got "):
+            cbn.from_flax(wrong)
     with pytest.raises(ValueError, match="^from_flax: expected a batch normalization, got 'bn/scale'"):
         cbn.from_flax({"params": {"bn": {"scale": numbers()}}})  # of which batch_stats were forgotten
     with pytest.raises(ValueError, match=r"\tbn: expected var, too, got mean"):
