@@ -55,12 +55,12 @@ def checked_layers(layers):
 
 
 def state_dict(layers, *, prefix=""):
-    """Copies of the parameters and running statistics of many layers under PyTorch's names, {"bn1.weight": array, ...}, and what they are configured as.
+    """Copies of the parameters and running statistics of many layers, {"bn1.weight": array, ...}, and what they are configured as.
 
     layers : mapping of names to layers: cbn's, or any other objects that have arrays as their attributes `weight` and `bias`.
     prefix : what each name begins with.
-    Returns a dict of arrays, as np.savez and safetensors' save_file take it. Its entry "cbn.config" (bytes: JSON) holds `config()` of cbn's layers;
-    `to_torch` is without it. Each layer's arrays are of one moment, where other threads train.
+    Returns a dict of arrays under PyTorch's names, as np.savez and safetensors' save_file take it. Its entry "cbn.config" (bytes: JSON) holds
+        the `config()` of cbn's layers; `to_torch` is without it. Each layer's arrays are of one moment, where other threads train.
     """
     layers, prefix, state = _seen(layers), checked_prefix(prefix), {}
     for name, layer in layers.items():
@@ -87,8 +87,8 @@ def parameters(layers):
     """What an optimizer works on: (name, array, gradient) of each weight and bias, as a list.
 
     layers : as in `state_dict`; gradients are their attributes `weight_grad` and `bias_grad`.
-    The arrays are the layers' own, to be updated in place: `array -= rate * gradient`. A gradient is None before the first `backward`. Layers that
-    are frozen with their weight and bias (`freeze()`) are left out.
+    The arrays are the layers' own, to be updated in place: `array -= rate * gradient`. A gradient is None before the first `backward`.
+    Layers that are frozen with their weight and bias (`freeze()`) are left out.
     """
     _seen(layers)
     return [

@@ -103,7 +103,7 @@ def module_config(module):
 
 
 def read(source, prefix="", argument="state_dict"):
-    """(arrays by name, configurations by name of layer) of a mapping, a PyTorch module or a layer: those whose names begin with the prefix, without it."""
+    """(arrays by name, configurations by name of layer) of a mapping, a PyTorch module or a layer, below the prefix and without it."""
     prefix, configs = checked_prefix(prefix), {}
     if not isinstance(source, collections.abc.Mapping) and callable(getattr(source, "state_dict", None)) and not isinstance(source, type):
         modules = dict(source.named_modules(remove_duplicate=False)) if hasattr(source, "named_modules") else {"": source}
@@ -171,7 +171,7 @@ def load(layers, given, configs, strict, heading, problems=()):
         if problems:
             raise ValueError(f"{heading}:\n\t" + "\n\t".join(problems))
         if differences:
-            warn("state_dict: expected the configuration of the layers, got another; loading nevertheless [strict=False]: " + "; ".join(differences))
+            warn("state_dict: expected the layers' configuration, got another; loading nevertheless [strict=False]: " + "; ".join(differences))
         for name, value in loaded.items():
             if wanted[name][1] == "running_var" and (value < 0).any():
                 c = int(np.flatnonzero(value < 0)[0])
@@ -184,7 +184,7 @@ def load(layers, given, configs, strict, heading, problems=()):
 
 
 def write(layers, pairs):
-    """Write, for each (to, value), arrays of one shape and type, value to `to`: all or none. These layers' locks are held, and the arrays theirs."""
+    """Write, for each (to, value), arrays of one shape and type, value to `to`: all or none. The arrays are these layers', whose locks are held."""
     for layer in layers:
         layer._changes[0] += 1
     try:

@@ -92,9 +92,9 @@ def from_keras(source, config=None, *, eps=1e-3, momentum=0.99, axis=-1, prefix=
 
 
 def from_flax(variables, *, eps=1e-5, momentum=0.99, axis=-1, prefix="", names=None):
-    """Layers, by name, of the batch normalizations among Flax' variables: {"block.BatchNorm_0": BatchNorm(64, axis=-1, ...), ...}, in eval mode.
+    """Layers, by name, of the batch normalizations among Flax' variables: {"block.BatchNorm_0": BatchNorm(64, axis=-1, ...)}, in eval mode.
 
-    variables : nested mappings {"params": ..., "batch_stats": ...} of Linen, or the state of an NNX module, whose groups have mean, var, scale and bias.
+    variables : nested mappings: Linen's {"params": ..., "batch_stats": ...}, or the state of an NNX module, with groups of mean, var, scale and bias.
     eps, momentum, axis : those of the modules, of which variables say nothing. momentum is Flax', the weight of the old value.
     prefix, names : as in `from_torch`; names are joined by dots.
     Raises as `from_torch` does.
@@ -118,8 +118,8 @@ def from_onnx(model, *, prefix="", names=None):
     model : ModelProto of the package onnx, which is imported, or the path of a file. A layer's name is what the names of its arrays
         ("features.1.running_var") have in common, otherwise that of its node, otherwise that of its output.
     prefix, names : as in `from_torch`.
-    epsilon and momentum, which ONNX holds in float32, are taken as the shortest decimal that is that float32: 1e-05. Raises as `from_torch` does; arrays
-    that are computed are among what it lists as missing.
+    epsilon and momentum, which ONNX holds in float32, are taken as the shortest decimal that is that float32: 1e-05. Raises as `from_torch`
+    does; arrays that are computed are among what it lists as missing.
     """
     import onnx
 
@@ -133,16 +133,17 @@ def from_onnx(model, *, prefix="", names=None):
             constants |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
         elif node.op_type == "Identity" and node.input[0] in constants:     # as exporters share equal arrays
             constants[node.output[0]] = constants[node.input[0]]
-    found, nodes = {}, {}
+    own, found, nodes = {"scale": "weight", "B": "bias", "mean": "running_mean", "var": "running_var"}, {}, {}
     for node in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
-        inputs, attributes = dict(zip(("scale", "B", "mean", "var"), node.input[1:5])), {a.name: float(str(np.float32(a.f))) for a in node.attribute}
+        inputs = dict(zip(own, node.input[1:5], strict=False))
+        attributes = {attribute.name: float(str(np.float32(attribute.f))) for attribute in node.attribute}
         options = _decaying(attributes.get("epsilon", 1e-5), attributes.get("momentum", 0.9), 1)
         stems = {name.rpartition(".")[0] for name in inputs.values()}
         name = stems.pop() if len(stems) == 1 and "" not in stems else node.name or node.output[0]
         if nodes.setdefault(name, (inputs, options)) != (inputs, options):      # otherwise one layer, applied in two places
             name = node.name or node.output[0]
         arrays = {key: onnx.numpy_helper.to_array(constants[i]) for key, i in inputs.items() if i in constants}
-        found[name] = _checked(arrays, {"scale": "weight", "B": "bias", "mean": "running_mean", "var": "running_var"}, options, ("scale", "B", "mean", "var"))
+        found[name] = _checked(arrays, own, options, own)
     return _made(found, constants, prefix, names, "from_onnx")
 
 
@@ -150,8 +151,8 @@ def to_torch(layers):
     """A state dict for PyTorch's modules of the same names, of new arrays: module.load_state_dict({n: torch.as_tensor(a) for n, a in ...}).
 
     layers : mapping of names to layers of cbn.
-    A layer with only one of weight and bias gets ones or zeros as the other, as PyTorch's have both or neither. eps, momentum and an activation are not
-    in a state dict: give the modules the layers' own. Of layers with unbiased=False the modules go on tracking the unbiased variance.
+    A layer with only one of weight and bias gets ones or zeros as the other, as PyTorch's have both or neither. eps, momentum and an
+    activation are not in a state dict: give the modules the layers' own. The modules track the unbiased variance, whatever the layers do.
     """
     state = {}
     for name, layer in checked_layers(layers).items():
@@ -163,14 +164,14 @@ def to_torch(layers):
 
 
 def to_keras(layers):
-    """For each layer, by name, (config, weights): keras.layers.BatchNormalization(**config), once it is built, takes them by set_weights(weights).
+    """For each layer, by name, (config, weights): keras.layers.BatchNormalization(**config), once built, takes set_weights(weights).
 
     layers : mapping of names to layers of cbn with running statistics and a momentum.
     """
     made = {}
     for name, layer, arrays in _decaying_layers(layers):
-        config = {"axis": layer.axis, "epsilon": layer.eps, "momentum": _other(layer.momentum), "scale": "weight" in arrays, "center": "bias" in arrays,
-                  "trainable": layer.frozen != "all"}  # fmt: skip
+        config = {"axis": layer.axis, "epsilon": layer.eps, "momentum": _other(layer.momentum), "scale": "weight" in arrays,
+                  "center": "bias" in arrays, "trainable": layer.frozen != "all"}  # fmt: skip
         made[name] = config, [arrays[key] for key in NAMES[:4] if key in arrays]
     return made
 
@@ -178,13 +179,14 @@ def to_keras(layers):
 def to_flax(layers):
     """Variables for Linen's modules, {"params": ..., "batch_stats": ...}, nested where names have dots.
 
-    layers : mapping of names to layers of cbn with running statistics and a momentum. Give the modules epsilon=layer.eps, momentum=1 - layer.momentum
-    and axis=layer.axis; and use_scale or use_bias=False where the layer has no weight or bias.
+    layers : mapping of names to layers of cbn with running statistics and a momentum.
+    Give the modules epsilon=layer.eps, momentum=1 - layer.momentum, axis=layer.axis, and use_scale or use_bias=False where there is no weight or bias.
     """
     variables = {"params": {}, "batch_stats": {}}
+    own = {"params": {"scale": "weight", "bias": "bias"}, "batch_stats": {"mean": "running_mean", "var": "running_var"}}
     for name, _, arrays in _decaying_layers(layers):
-        for collection, keys in (("params", {"scale": "weight", "bias": "bias"}), ("batch_stats", {"mean": "running_mean", "var": "running_var"})):
-            group, there = variables[collection], {key: arrays[own] for key, own in keys.items() if own in arrays}
+        for collection, group in variables.items():
+            there = {key: arrays[ours] for key, ours in own[collection].items() if ours in arrays}
             for part in name.split(".") if there else ():
                 group = group.setdefault(part, {})
             group |= there
@@ -192,11 +194,11 @@ def to_flax(layers):
 
 
 def to_onnx(layers):
-    """For each layer, by name, (attributes, inputs) of a BatchNormalization node: {"epsilon": ..., "momentum": ...} and its inputs scale, B, input_mean
-    and input_var as a dict of arrays, in this order.
+    """For each layer, by name, (attributes, inputs) of a BatchNormalization node: {"epsilon": ..., "momentum": ...}, and a dict of arrays of
+    its inputs scale, B, input_mean and input_var, in this order.
 
-    layers : mapping of names to layers of cbn with running statistics and a momentum, and channels on axis 1. Weights that a layer doesn't have are ones,
-    and biases zeros. Raises ValueError or TypeError.
+    layers : mapping of names to layers of cbn with running statistics and a momentum, and channels on axis 1.
+    Weights that a layer doesn't have are ones, and biases zeros. Raises ValueError or TypeError.
     """
     made = {}
     for name, layer, arrays in _decaying_layers(layers):
@@ -257,7 +259,7 @@ def _checked(arrays, own, options, needed):
 
 
 def _vector(value, name):
-    """An array whose axes but one are of length 1, as it comes of shape (1, C, 1, 1), in one dimension. A parameter's gradient is left behind."""
+    """An array in one dimension where all axes but one are of length 1, as in (1, C, 1, 1). A parameter's gradient is left behind."""
     array = array_of(value.detach() if hasattr(value, "detach") else value, name)
     return array.reshape(-1) if array.ndim > 1 and array.size == max(array.shape) else array
 
@@ -286,8 +288,8 @@ def _made(found, given, prefix, names, function):
             continue
         try:
             if isinstance(each, str) or not isinstance(name, str) or name in layers:
-                again = f"expected a name of its own, got {name!r} again" if isinstance(name, str) else f"expected a string in `names`, got {show(name)}"
-                raise ValueError(each if isinstance(each, str) else again)
+                of_name = f"a name of its own, got {name!r} again" if isinstance(name, str) else f"a string in `names`, got {show(name)}"
+                raise ValueError(each if isinstance(each, str) else f"expected {of_name}")
             values = {key: _vector(value, key) for key, value in each.arrays.items()}
             layers[name] = _layer(values, each.options)
             arrays |= {joined(name, key): value for key, value in values.items()}
@@ -332,7 +334,7 @@ def _keras_variables(group, path=None):
     if "name" in getattr(own, "attrs", ()):
         path = () if path is None else (*path, own.attrs["name"])
     elif len(own) or path is None:
-        raise ValueError("source: expected a file of Keras 3 in which layers have names, got one without: load it in a newer Keras, and pass the model")
+        raise ValueError("source: expected a file of Keras 3 in which layers have names, got one without: load it in Keras and pass the model")
     if path and len(own):
         yield "/".join(path), [own[str(i)][()] for i in range(len(own))]
     for key, child in group.items():
@@ -353,7 +355,7 @@ def _keras_configs(config, path=()):
 
 
 def _keras_model(model, path=()):
-    """(variables, configuration) of each batch normalization in a model, by the path of layers' names: paths of variables depend on how it was made."""
+    """(variables, configuration) of each batch normalization in a model, by layers' names: paths of variables depend on how it was made."""
     found = {}
     for layer in model._layers:
         inner = *path, layer.name

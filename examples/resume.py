@@ -1,7 +1,7 @@
-"""Saves a network in the midst of its training on handwritten digits and goes on from the file: to the bits that it would have without the pause.
+"""Saves a network in the midst of its training on handwritten digits, and goes on from the file to the bits that it would have without the pause.
 
-As an npz file and, where safetensors is installed, as one of those. Both hold the layers' configurations, too, so that a network with another epsilon,
-say, is not trained on by mistake.
+As an npz file and, where safetensors is installed, as one of those. Both hold the layers' configurations, too, so that a network with another
+epsilon, say, is not trained on by mistake.
 """
 
 import pathlib
@@ -41,7 +41,9 @@ def main():
                 resumed = perceptron(HIDDEN, True, STD, seed=3)
                 cbn.load_state_dict(resumed.trained, load())
                 print(f"resumed from {name}: {train(resumed, seed=2):.1%}, {'the same bits' if same(resumed, network) else 'other bits'}")
-        other = {name: cbn.BatchNorm1d(layer.num_features, eps=1e-3) for name, layer in network.trained.items() if isinstance(layer, cbn.BatchNorm)}
+        other = {
+            name: cbn.BatchNorm1d(layer.num_features, eps=1e-3) for name, layer in network.trained.items() if isinstance(layer, cbn.BatchNorm)
+        }
         try:
             cbn.load_state_dict(other, np.load(npz))
         except ValueError as error:

@@ -26,7 +26,13 @@ def drawn(seed):
     """The generator, and of each hidden layer: its units, and epsilon, momentum (of the new value), and whether it has a weight and a bias."""
     rng = np.random.default_rng(seed)
     return rng, [
-        (int(rng.integers(2, 20)), float(rng.choice([1e-5, 1e-3, 0.1])), float(rng.choice([0.01, 0.1, 0.5])), bool(rng.integers(2)), bool(rng.integers(2)))
+        (
+            int(rng.integers(2, 20)),
+            float(rng.choice([1e-5, 1e-3, 0.1])),
+            float(rng.choice([0.01, 0.1, 0.5])),
+            bool(rng.integers(2)),
+            bool(rng.integers(2)),
+        )
         for _ in range(rng.integers(1, 4))
     ]
 

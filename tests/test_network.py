@@ -51,7 +51,15 @@ def arrays(layers):
 def test_names():
     layers = network()
     state = cbn.state_dict(layers)
-    assert list(state)[:7] == ["conv.weight", "conv.bias", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"]
+    assert list(state)[:7] == [
+        "conv.weight",
+        "conv.bias",
+        "bn1.weight",
+        "bn1.bias",
+        "bn1.running_mean",
+        "bn1.running_var",
+        "bn1.num_batches_tracked",
+    ]
     assert list(state)[-4:] == ["bn3.running_mean", "bn3.running_var", "bn3.num_batches_tracked", "cbn.config"]
     same_state({name: state[f"bn1.{name}"] for name in layers["bn1"].state_dict()}, layers["bn1"].state_dict())
     assert not any(np.shares_memory(state[f"bn1.{name}"], getattr(layers["bn1"], name)) for name in ("weight", "running_var"))
@@ -170,7 +178,9 @@ def test_another_configuration(what, through):
             cbn.BatchNorm1d(3).load_state_dict(saved)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros(3, np.uint8), np.ones(3), "x", 5, np.frombuffer(b"[1]", np.uint8), np.frombuffer(b'{"a": 1}', np.uint8)], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [np.zeros(3, np.uint8), np.ones(3), "x", 5, np.frombuffer(b"[1]", np.uint8), np.frombuffer(b'{"a": 1}', np.uint8)], ids=str
+)
 def test_wrong_configurations(wrong):
     layers = {"bn": cbn.BatchNorm1d(3)}
     with pytest.raises(ValueError, match="^cbn.config: expected the configurations of layers, as state_dict"):
@@ -210,7 +220,10 @@ def test_parameters():
     [
         ([cbn.BatchNorm1d(3)], "expected a mapping of names to layers, got list"),
         (cbn.BatchNorm1d(3), "expected a mapping of names to layers, got BatchNorm1d"),
-        ({"a": 5, 3: cbn.BatchNorm1d(3), "b": cbn.BatchNorm1d}, "expected a layer, .* for 'a', got 5; a name that is a string, got 3; a layer, .* for 'b', got <class"),
+        (
+            {"a": 5, 3: cbn.BatchNorm1d(3), "b": cbn.BatchNorm1d},
+            "expected a layer, .* for 'a', got 5; a name that is a string, got 3; a layer, .* for 'b', got <class",
+        ),
     ],
     ids=["list", "layer", "junk"],
 )

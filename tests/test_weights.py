@@ -123,7 +123,9 @@ def test_one_channel():
 
 def test_variances_below_zero():
     arrays = state() | {"running_var": np.array([1, -1e-6, 2, 3], np.float32)}
-    with pytest.warns(UserWarning, match="^bn.running_var: expected non-negative values, got -9.99.*e-07 for channel 1; computing with var . eps") as record:
+    with pytest.warns(
+        UserWarning, match="^bn.running_var: expected non-negative values, got -9.99.*e-07 for channel 1; computing with var . eps"
+    ) as record:
         layer = cbn.from_torch(named("bn", arrays))["bn"]
     assert record[0].filename == __file__
     x = numbers(3, C)
@@ -141,12 +143,18 @@ WRONG = [
     ({"1.slope": np.ones(C)}, "1: expected weight, bias, running_mean, running_var, num_batches_tracked, and no slope"),
     ({"1.weight": np.ones(C + 1)}, r"size mismatch for 1.weight: expected shape \(4,\), got \(5,\)"),
     ({"1.running_var": np.ones((C, 2))}, r"size mismatch for 1.running_var: expected shape \(4,\), got \(4, 2\)"),
-    ({"1.running_mean": np.ones(C + 1)}, r"size mismatch for 1.weight: .*\n.*\n\tsize mismatch for 1.running_var: expected shape \(5,\), got \(4,\)"),
+    (
+        {"1.running_mean": np.ones(C + 1)},
+        r"size mismatch for 1.weight: .*\n.*\n\tsize mismatch for 1.running_var: expected shape \(5,\), got \(4,\)",
+    ),
     ({"1.running_var": -np.ones(C)}, "1.running_var: expected non-negative values, got -1.0 for channel 0"),
     ({"1.weight": np.ones(C, complex)}, "1.weight: expected an array of real numbers, got complex128"),
     ({"1.weight": None}, "1: weight: expected an array, got None"),
     ({"1.num_batches_tracked": 1.5}, "1.num_batches_tracked: expected an integer, got float64"),
-    ({"1.bias": np.ones(C).astype(bfloat16).view("V2")}, r"1.bias: .* got \|V2, as which bfloat16 is saved by NumPy: a.view\(ml_dtypes.bfloat16\) is"),
+    (
+        {"1.bias": np.ones(C).astype(bfloat16).view("V2")},
+        r"1.bias: .* got \|V2, as which bfloat16 is saved by NumPy: a.view\(ml_dtypes.bfloat16\) is",
+    ),
 ]
 
 
@@ -158,13 +166,24 @@ def test_wrong_arrays(changes, message):
 
 def test_all_that_is_wrong_at_once():
     with pytest.raises(ValueError) as error:
-        cbn.from_torch(torch_state(**{"1.running_var": ..., "block.bn.weight": np.ones(3), "block.bn.bias": np.ones(5)}), names={"1": "a", "block.bn": "b", "c": "c"})
-    assert [line.strip().split(":")[0] for line in str(error.value).splitlines()[1:]] == ["'c'", "1", "size mismatch for b.weight", "size mismatch for b.bias"]
+        cbn.from_torch(
+            torch_state(**{"1.running_var": ..., "block.bn.weight": np.ones(3), "block.bn.bias": np.ones(5)}),
+            names={"1": "a", "block.bn": "b", "c": "c"},
+        )
+    assert [line.strip().split(":")[0] for line in str(error.value).splitlines()[1:]] == [
+        "'c'",
+        "1",
+        "size mismatch for b.weight",
+        "size mismatch for b.bias",
+    ]
 
 
 def test_nothing_found():
     for source, message in (
-        ({"state_dict": torch_state(), "epoch": 3}, "from_torch: expected a batch normalization, got 'state_dict', 'epoch'; 'state_dict' is a mapping itself: is it that one?"),
+        (
+            {"state_dict": torch_state(), "epoch": 3},
+            "from_torch: expected a batch normalization, got 'state_dict', 'epoch'; 'state_dict' is a mapping itself: is it that one?",
+        ),
         ({}, "from_torch: expected a batch normalization, got nothing"),
         ({"fc.weight": numbers(2, C)}, "from_torch: expected a batch normalization, got 'fc.weight'"),
         ({str(i): i for i in range(9)}, "from_torch: expected a batch normalization, got '0', '1', '2', '3', '4', ..."),
@@ -278,7 +297,10 @@ def test_keras_mappings(form, center, scale):
 
 def test_keras_configurations():
     """An index in the list of variables means what the configuration says."""
-    described = lambda name, **config: {"class_name": "BatchNormalization", "config": {"name": name, "axis": -1, "momentum": 0.9, "epsilon": 1e-4} | config}
+    described = lambda name, **config: {
+        "class_name": "BatchNormalization",
+        "config": {"name": name, "axis": -1, "momentum": 0.9, "epsilon": 1e-4} | config,
+    }
     inner = {"class_name": "Sequential", "config": {"name": "inner", "layers": [described("b", axis=[1], scale=False)]}}
     config = {"class_name": "Functional", "config": {"name": "model", "layers": [described("a", trainable=False), inner]}}
     given = named("a", keras_arrays(), "/") | named("inner/b", keras_arrays(scale=False), "/")
@@ -287,7 +309,10 @@ def test_keras_configurations():
         assert list(layers) == ["a", "inner.b"]
         assert (layers["a"].eps, layers["a"].momentum, layers["a"].frozen) == (1e-4, 0.1, "all")
         assert (layers["inner.b"].axis, layers["inner.b"].weight, layers["inner.b"].frozen) == (1, None, None)
-    with pytest.raises(ValueError, match=r"\n\ta: expected gamma and beta and moving_mean and moving_variance, too, got nothing\n\tinner.b: expected moving_mean, too, got beta"):
+    with pytest.raises(
+        ValueError,
+        match=r"\n\ta: expected gamma and beta and moving_mean and moving_variance, too, got nothing\n\tinner.b: expected moving_mean, too, got beta",
+    ):
         cbn.from_keras({"inner/b/beta": numbers(), "inner/b/moving_variance": positive()}, config)
     with pytest.raises(ValueError, match=r"\n\tinner.b: expected moving_mean, too, got gamma, moving_variance"):
         cbn.from_keras(named("a", keras_arrays(), "/") | {"inner/b/gamma": numbers(), "inner/b/moving_variance": positive()})
@@ -354,7 +379,10 @@ def bn_node(x, y, arrays, name="", **attributes):
 
 
 def onnx_arrays(stem):
-    return {f"{stem}{key}": a for key, a in zip(("weight", "bias", "running_mean", "running_var"), (numbers(), numbers(), numbers(), positive()), strict=True)}
+    return {
+        f"{stem}{key}": a
+        for key, a in zip(("weight", "bias", "running_mean", "running_var"), (numbers(), numbers(), numbers(), positive()), strict=True)
+    }
 
 
 @pytest.mark.parametrize("constants", [False, True])
@@ -374,7 +402,12 @@ def test_onnx(constants, tmp_path):
     onnx.checker.check_model(model)
     layers = cbn.from_onnx(model)
     assert list(layers) == ["net.bn1", "n2", "n4", "y"]
-    assert [layer.eps for layer in layers.values()] == [1e-5, 1e-3, 0.1, 1e-5] and [layer.momentum for layer in layers.values()] == [0.1, 0.003, 0.1, 0.1]
+    assert [layer.eps for layer in layers.values()] == [1e-5, 1e-3, 0.1, 1e-5] and [layer.momentum for layer in layers.values()] == [
+        0.1,
+        0.003,
+        0.1,
+        0.1,
+    ]
     assert all(layer.axis == 1 and not layer.unbiased and not layer.training for layer in layers.values())
     same(layers["net.bn1"], dict(zip(OWN_FLAX, first.values(), strict=True)), OWN_FLAX)
     x = numbers(2, C, 5)
@@ -418,8 +451,13 @@ def returned(layers):
         onnx_nodes.append(bn_node("x", f"y{i}", given, name, **attributes))
         onnx_given |= given
     keras_given = cbn.to_keras(layers)
-    keras_config = {"layers": [{"class_name": "BatchNormalization", "config": {"name": name} | config} for name, (config, _) in keras_given.items()]}
-    keras_names = {name: ["gamma"] * config["scale"] + ["beta"] * config["center"] + ["moving_mean", "moving_variance"] for name, (config, _) in keras_given.items()}
+    keras_config = {
+        "layers": [{"class_name": "BatchNormalization", "config": {"name": name} | config} for name, (config, _) in keras_given.items()]
+    }
+    keras_names = {
+        name: ["gamma"] * config["scale"] + ["beta"] * config["center"] + ["moving_mean", "moving_variance"]
+        for name, (config, _) in keras_given.items()
+    }
     keras_arrays = {f"{name}/{key}": a for name, (_, arrays) in keras_given.items() for key, a in zip(keras_names[name], arrays, strict=True)}
     yield "torch", cbn.from_torch(cbn.to_torch(layers))
     yield "keras", cbn.from_keras(keras_arrays, keras_config)
@@ -461,4 +499,6 @@ def test_what_cannot_go():
 def test_nothing_is_imported():
     code = "import sys, numpy; before = set(sys.modules); import cbn; print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - {'cbn'}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"json", "zipfile", "h5py", "onnx", "torch", "keras", "tensorflow", "jax", "flax", "safetensors", "ml_dtypes"} & set(eval(done.stdout))
+    assert not {"json", "zipfile", "h5py", "onnx", "torch", "keras", "tensorflow", "jax", "flax", "safetensors", "ml_dtypes"} & set(
+        eval(done.stdout)
+    )

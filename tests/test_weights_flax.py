@@ -58,7 +58,10 @@ def test_training_goes_on(seed):
     for i, (_, eps, momentum, _, _) in enumerate(hidden):
         norm = norms[f"BatchNorm_{i}"]
         norm.eps, norm.momentum, norm.activation = eps, momentum, "relu"  # of which variables say nothing
-        layers |= {f"Dense_{i}": perceptron.Dense(*(variables["params"][f"Dense_{i}"][key] for key in ("kernel", "bias"))), f"BatchNorm_{i}": norm}
+        layers |= {
+            f"Dense_{i}": perceptron.Dense(*(variables["params"][f"Dense_{i}"][key] for key in ("kernel", "bias"))),
+            f"BatchNorm_{i}": norm,
+        }
     last = f"Dense_{len(hidden)}"
     layers[last] = perceptron.Dense(*(variables["params"][last][key] for key in ("kernel", "bias")))
     perceptron.close(perceptron.forward(layers, x), net.apply(variables, x, False))

@@ -1,4 +1,4 @@
-"""Keras' networks, drawn: weights taken over from models and files, outputs and training that goes on agree with Keras' own; and weights handed back."""
+"""Keras' networks, drawn: weights of models and files taken over, outputs and further training agree with Keras' own; and weights handed back."""
 
 import os
 

@@ -72,7 +72,9 @@ def test_layers_of_each_rank(kind, dtype):
     torch.manual_seed(1)
     rank = int(kind[-2])
     conv, norm = getattr(nn, f"Conv{rank}d"), getattr(nn, kind)
-    net = nn.Sequential(conv(3, 5, 3), norm(5), nn.ReLU(), nn.Sequential(conv(5, 7, 1), norm(7, affine=False), nn.InstanceNorm1d(7) if rank == 1 else nn.ReLU()))
+    net = nn.Sequential(
+        conv(3, 5, 3), norm(5), nn.ReLU(), nn.Sequential(conv(5, 7, 1), norm(7, affine=False), nn.InstanceNorm1d(7) if rank == 1 else nn.ReLU())
+    )
     for _ in range(3):
         net(torch.randn(4, 3, *[8] * rank) * 2 + 1)
     net = net.to(getattr(torch, dtype)).float().eval()  # rounded
@@ -82,7 +84,10 @@ def test_layers_of_each_rank(kind, dtype):
         assert list(layers) == ["1", "3.1"]
         assert all(type(layer) is (getattr(cbn, kind) if source is net else cbn.BatchNorm) for layer in layers.values())
         seen = []
-        hooks = [net.get_submodule(name).register_forward_hook(lambda module, given, y, name=name: seen.append((name, given[0], y))) for name in layers]
+        hooks = [
+            net.get_submodule(name).register_forward_hook(lambda module, given, y, name=name: seen.append((name, given[0], y)))
+            for name in layers
+        ]
         with torch.no_grad():
             net(torch.randn(2, 3, *[8] * rank))
         for hook in hooks:
@@ -122,7 +127,11 @@ def test_files(tmp_path):
     net = net.bfloat16()
     safetensors.save_file(net.state_dict(), tmp_path / "net.safetensors")
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    for state in (load_file(tmp_path / "net.safetensors"), safetensors.load_file(tmp_path / "net.safetensors"), torch.load(tmp_path / "net.pt")):
+    for state in (
+        load_file(tmp_path / "net.safetensors"),
+        safetensors.load_file(tmp_path / "net.safetensors"),
+        torch.load(tmp_path / "net.pt"),
+    ):
         for name, layer in cbn.from_torch(state).items():
             for key, array in layer.state_dict().items():
                 np.testing.assert_array_equal(array, net.state_dict()[f"{name}.{key}"].double().numpy())
