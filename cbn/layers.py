@@ -296,7 +296,7 @@ class BatchNorm:
             momentum = 0.0 if batches is None else 1.0 / (int(batches) + 1)
         policy = self.on_nonfinite
         if tracked:
-            self._changes[0] += 1
+            self._changes[0] |= 1       # odd, also where an interrupt left it so
         try:
             y, stats = forward_training(x, *running, weight, bias, momentum, eps, axis, activation, residual, out, batches,
                                         None if policy == "propagate" else self._accept, policy == "raise", self.unbiased)

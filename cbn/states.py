@@ -33,15 +33,12 @@ def lock_of(layer):
     return _LOCKS[id(layer) // 16 % len(_LOCKS)]
 
 
-@contextlib.contextmanager
-def _hold(layers):
-    """The locks of several layers."""
-    wanted = {id(lock_of(layer)) for layer in layers}
-    with contextlib.ExitStack() as stack:
-        for lock in _LOCKS:
-            if id(lock) in wanted:
-                stack.enter_context(lock)
-        yield
+def _holding(locks, call):
+    """Call with these locks held. A `with` for each: what else enters several may lose one to an interrupt before it knows of it."""
+    if not locks:
+        return call()
+    with locks[0]:
+        return _holding(locks[1:], call)
 
 
 def _hold_all():
@@ -149,44 +146,49 @@ def _differences(layers, configs):
 
 def load(layers, given, configs, strict, heading, problems=()):
     """Overwrite the arrays of layers (with the methods _state, _loaded and config, and the attribute _changes) by those given, or raise."""
-    with _hold(layers.values()):
-        wanted = {joined(name, key): (layer, key, array) for name, layer in layers.items() for key, array in layer._state().items()}
-        missing = [name for name in wanted if name not in given and wanted[name][1] != "num_batches_tracked"]
-        unexpected = [name for name in given if name not in wanted]
-        differences, problems, loaded = list(_differences(layers, configs)), list(problems), {}
-        if strict and missing:
-            problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
-        if strict and unexpected:
-            names = (f'"{name}"' if isinstance(name, str) else show(name) for name in unexpected)
-            problems.append("Unexpected key(s) in state_dict: " + ", ".join(names))
-        if strict:
-            problems += differences
-        for name in [name for name in wanted if name in given]:
-            layer, key, array = wanted[name]
-            try:
-                loaded[name] = layer._loaded(key, given[name], name)
-                check_writeable(array, name)
-            except (TypeError, ValueError) as error:
-                problems.append(str(error))
-        if problems:
-            raise ValueError(f"{heading}:\n\t" + "\n\t".join(problems))
-        if differences:
-            warn("state_dict: expected the layers' configuration, got another; loading nevertheless [strict=False]: " + "; ".join(differences))
-        for name, value in loaded.items():
-            if wanted[name][1] == "running_var" and (value < 0).any():
-                c = int(np.flatnonzero(value < 0)[0])
-                warn(f"{name}: expected non-negative values, got {value[c]} for channel {c}; computing with var + eps, which is positive")
-        write({id(wanted[name][0]): wanted[name][0] for name in loaded}.values(), [(wanted[name][2], value) for name, value in loaded.items()])
-        for name in loaded:
-            if wanted[name][1].startswith("running"):
-                wanted[name][0]._may_be_untrained = False
+    wanted = {id(lock_of(layer)) for layer in layers.values()}
+    return _holding([lock for lock in _LOCKS if id(lock) in wanted], lambda: _load(layers, given, configs, strict, heading, problems))
+
+
+def _load(layers, given, configs, strict, heading, problems):
+    """With the locks held."""
+    wanted = {joined(name, key): (layer, key, array) for name, layer in layers.items() for key, array in layer._state().items()}
+    missing = [name for name in wanted if name not in given and wanted[name][1] != "num_batches_tracked"]
+    unexpected = [name for name in given if name not in wanted]
+    differences, problems, loaded = list(_differences(layers, configs)), list(problems), {}
+    if strict and missing:
+        problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
+    if strict and unexpected:
+        names = (f'"{name}"' if isinstance(name, str) else show(name) for name in unexpected)
+        problems.append("Unexpected key(s) in state_dict: " + ", ".join(names))
+    if strict:
+        problems += differences
+    for name in [name for name in wanted if name in given]:
+        layer, key, array = wanted[name]
+        try:
+            loaded[name] = layer._loaded(key, given[name], name)
+            check_writeable(array, name)
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"{heading}:\n\t" + "\n\t".join(problems))
+    if differences:
+        warn("state_dict: expected the layers' configuration, got another; loading nevertheless [strict=False]: " + "; ".join(differences))
+    for name, value in loaded.items():
+        if wanted[name][1] == "running_var" and (value < 0).any():
+            c = int(np.flatnonzero(value < 0)[0])
+            warn(f"{name}: expected non-negative values, got {value[c]} for channel {c}; computing with var + eps, which is positive")
+    write({id(wanted[name][0]): wanted[name][0] for name in loaded}.values(), [(wanted[name][2], value) for name, value in loaded.items()])
+    for name in loaded:
+        if wanted[name][1].startswith("running"):
+            wanted[name][0]._may_be_untrained = False
     return IncompatibleKeys(missing, unexpected)
 
 
 def write(layers, pairs):
     """Write, for each (to, value), arrays of one shape and type, value to `to`: all or none. The arrays are these layers', whose locks are held."""
     for layer in layers:
-        layer._changes[0] += 1
+        layer._changes[0] |= 1      # odd, also where an interrupt left it so
     try:
         store(pairs)
     finally:

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -323,3 +324,34 @@ def test_example():
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True)
     assert "resumed from npz: " in done.stdout and done.stdout.count("the same bits") >= 1 and "other bits" not in done.stdout
     assert "1.eps: expected 0.001, that of the layer, got 1e-05" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts itself by a timer")
+def test_interrupted_loads():
+    """By a signal's handler that raises: all layers are loaded or none, and their locks are free."""
+    layers = {str(i): cbn.BatchNorm1d(50) for i in range(30)}
+    states = [{name: np.full_like(a, i + 1) for name, a in arrays(layers).items()} for i in range(2)]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        for i in range(400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, RNG.uniform(1e-5, 3e-3))
+                for _ in range(20):
+                    cbn.load_state_dict(layers, states[i % 2])
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert len({value for a in arrays(layers).values() for value in np.unique(a)}) == 1 or i == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 50
+    thread = threading.Thread(target=cbn.load_state_dict, args=(layers, states[0]), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
