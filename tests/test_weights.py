@@ -318,9 +318,22 @@ def test_keras_configurations():
         cbn.from_keras(named("a", keras_arrays(), "/") | {"inner/b/gamma": numbers(), "inner/b/moving_variance": positive()})
 
 
+def test_files_without_h5py(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", "")
+    with pytest.raises(ImportError, match="^from_keras: expected h5py, which reads Keras' files: pip install h5py"):
+        cbn.from_keras(tmp_path / "a.keras")
+
+
 def test_wrong_keras(tmp_path):
     with pytest.raises(TypeError, match="^source: expected a model of Keras 3, the path of a file or a mapping of names to arrays, got list"):
         cbn.from_keras([numbers()])
+    with pytest.raises(TypeError, match="^config: expected a model's configuration, a dict or JSON of one, got list"):
+        cbn.from_keras(named("a", keras_arrays(), "/"), [])
+    with pytest.raises(ValueError, match="^config: expected JSON, got 'model.json'"):
+        cbn.from_keras(named("a", keras_arrays(), "/"), "model.json")
     (tmp_path / "a.weights.h5").write_bytes(b"")
     with pytest.raises(TypeError, match=r"^config: expected the model's \(model.to_json\(\)\), as a file of weights alone"):
         cbn.from_keras(tmp_path / "a.weights.h5")
