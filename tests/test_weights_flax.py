@@ -52,7 +52,9 @@ def test_training_goes_on(seed):
     rng, hidden = perceptron.drawn(seed)
     net = Net(tuple(hidden))
     x = rng.normal(1, 2, (5, perceptron.INPUTS))
-    variables = train(net, net.init(jax.random.key(seed), x, True), perceptron.batches(rng))
+    infer = jax.jit(lambda variables, x: net.apply(variables, x, False))
+    init = jax.jit(lambda key, x: net.init(key, x, True))
+    variables = train(net, init(jax.random.key(seed), x), perceptron.batches(rng))
     norms, layers = cbn.from_flax(variables), {}
     assert len(norms) == len(hidden)
     for i, (_, eps, momentum, _, _) in enumerate(hidden):
@@ -64,7 +66,7 @@ def test_training_goes_on(seed):
         }
     last = f"Dense_{len(hidden)}"
     layers[last] = perceptron.Dense(*(variables["params"][last][key] for key in ("kernel", "bias")))
-    perceptron.close(perceptron.forward(layers, x), net.apply(variables, x, False))
+    perceptron.close(perceptron.forward(layers, x), infer(variables, x))
     data = perceptron.batches(rng)
     perceptron.train(layers, data)
     variables = train(net, variables, data)
@@ -74,9 +76,9 @@ def test_training_goes_on(seed):
             assert arrays.keys() == variables[collection][name].keys()
             for key, array in arrays.items():
                 perceptron.close(array, variables[collection][name][key], 1e-8)
-    perceptron.close(perceptron.forward(layers, x), net.apply(variables, x, False), 1e-8)
+    perceptron.close(perceptron.forward(layers, x), infer(variables, x), 1e-8)
     handed_back = {"params": variables["params"] | back["params"], "batch_stats": back["batch_stats"]}
-    perceptron.close(net.apply(handed_back, x, False), net.apply(variables, x, False), 1e-8)
+    perceptron.close(infer(handed_back, x), infer(variables, x), 1e-8)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_scale": False}, {"axis": 1}, {"param_dtype": jnp.bfloat16}], ids=str)
