@@ -99,7 +99,7 @@ JUNK = [
     lambda: cbn.GradientSums(np.zeros(CHANNELS), None), lambda: cbn.GradientSums(of(CHANNELS), of(CHANNELS)), lambda: cbn.GradientSums("ab", 1),
 ]  # fmt: skip
 ATTRIBUTES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked", "momentum", "eps", "axis", "activation", "frozen", "training", "affine",
-              "track_running_stats", "on_nonfinite", "num_features", "dtype", "stats_dtype", "unbiased"]  # fmt: skip
+              "track_running_stats", "on_nonfinite", "num_features", "dtype", "stats_dtype", "unbiased", "comm", "reduce_grads"]  # fmt: skip
 
 
 def vector(value=1.0):
@@ -163,7 +163,8 @@ def targets():
             )  # fmt: skip
     for name, kind in (("BatchNorm", cbn.BatchNorm), ("BatchNorm1d", cbn.BatchNorm1d), ("BatchNorm2d", cbn.BatchNorm2d), ("BatchNorm3d", cbn.BatchNorm3d)):
         options = dict(num_features=CHANNELS, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, weight=True, bias=True, axis=1, unbiased=False,
-                       activation=("clip", 0, 1), dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None)  # fmt: skip
+                       activation=("clip", 0, 1), dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None,
+                       comm=None, reduce_grads=False)  # fmt: skip
         yield name, lambda kind=kind, options=options: (kind, options, None)
     for mode in ("training", "eval", "frozen"):
         made = lambda mode=mode: layer(frozen="statistics" if mode == "frozen" else None).train(mode == "training")
