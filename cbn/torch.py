@@ -1,0 +1,206 @@
+"""PyTorch's batch normalization layers, computed on the CPU by cbn, as operators that autograd and torch.compile know."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from . import functional
+
+_ACTIVATIONS = {     # PyTorch's, where it has to compute them
+    "relu": F.relu, "relu6": F.relu6, "clip": torch.clamp, "leaky_relu": F.leaky_relu, "hard_swish": F.hardswish, "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}  # fmt: skip
+
+# An activation is its name and its numbers, as schemas know no tuples of both.
+_library = torch.library.Library("cbn", "FRAGMENT")
+for _schema in (
+    "batch_norm(Tensor input, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
+    "str? activation, float[] numbers) -> Tensor",
+    "batch_norm_train(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor? weight, "
+    "Tensor? bias, Tensor? residual, float? momentum, float eps, str? activation, float[] numbers) -> (Tensor, Tensor mean, Tensor var)",
+    "batch_norm_backward(Tensor dy, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, bool training, "
+    "bool affine_grad, float eps, str? activation, float[] numbers) -> (Tensor input, Tensor weight, Tensor bias, Tensor residual)",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+_batch_norm, _batch_norm_train, _batch_norm_backward = (
+    getattr(torch.ops.cbn, name).default for name in ("batch_norm", "batch_norm_train", "batch_norm_backward")
+)
+
+
+def _array(tensor):
+    """The tensor's memory as an array."""
+    if tensor is None:
+        return None
+    if tensor.dtype is torch.bfloat16:
+        from ml_dtypes import bfloat16
+
+        return tensor.detach().view(torch.int16).numpy().view(bfloat16)
+    return tensor.detach().numpy()
+
+
+def _tensor(array):
+    """The array's memory as a tensor. Large arrays are made by cbn, which reuses the memory of freed ones; PyTorch takes fresh pages."""
+    if array.dtype.kind == "V":     # ml_dtypes' bfloat16, which PyTorch doesn't know
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _activation(name, numbers):
+    return (name, *numbers) if numbers else name
+
+
+def _name_and_numbers(activation):
+    return (activation[0], list(activation[1:])) if isinstance(activation, tuple) else (activation, [])
+
+
+def _like(x):
+    """A tensor as the outputs for x are."""
+    return torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
+
+
+def _infer_cpu(x, mean, var, weight, bias, residual, eps, name, numbers):
+    return _tensor(functional.batch_norm(_array(x), _array(mean), _array(var), _array(weight), _array(bias), False, 0.0, eps,
+                                         activation=_activation(name, numbers), residual=_array(residual)))
+
+
+def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, momentum, eps, name, numbers):
+    updated_mean, updated_var = running_mean, running_var
+    halves = running_mean is not None and running_mean.dtype in (torch.float16, torch.bfloat16)
+    if halves:
+        updated_mean, updated_var = running_mean.float(), running_var.float()
+    if momentum is None:
+        momentum = 0.0 if batches is None else 1 / (int(batches) + 1)
+    y, stats = functional.forward_training(
+        _array(x), _array(updated_mean), _array(updated_var), _array(weight), _array(bias), momentum, eps, 1, _activation(name, numbers),
+        _array(residual), None, _array(batches),
+    )  # fmt: skip
+    if halves:
+        running_mean.copy_(updated_mean), running_var.copy_(updated_var)
+    return _tensor(y), torch.from_numpy(stats.mean), torch.from_numpy(stats.var)
+
+
+def _backward_cpu(dy, x, mean, var, weight, bias, residual, training, affine_grad, eps, name, numbers):
+    gradients = functional.batch_norm_backward(
+        _array(dy), _array(x), (_array(mean), _array(var)), _array(weight), _array(bias), eps, training=training, affine_grad=affine_grad,
+        activation=_activation(name, numbers), residual=None if name is None else _array(residual),
+    )  # fmt: skip
+    return tuple(x.new_empty(0) if array is None else _tensor(array) for array in (*gradients, gradients.residual))
+
+
+def _infer_fake(x, *_):
+    return _like(x)
+
+
+def _train_fake(x, *_):
+    return _like(x), *(x.new_empty(x.shape[1], dtype=torch.float64) for _ in range(2))
+
+
+def _backward_fake(dy, x, mean, var, weight, bias, residual, training, affine_grad, eps, name, numbers):
+    dtype = weight.dtype if weight is not None else torch.float64 if x.dtype is torch.float64 else torch.float32
+    weight_grad, bias_grad = (x.new_empty(x.shape[1] if affine_grad else 0, dtype=dtype if affine_grad else x.dtype) for _ in range(2))
+    return _like(x), weight_grad, bias_grad, x.new_empty(0) if name is None or residual is None else _like(x)
+
+
+def _keep(ctx, training, x, mean, var, weight, bias, residual, eps, name, numbers):
+    ctx.training, ctx.eps, ctx.name, ctx.numbers, ctx.added = training, eps, name, numbers, residual is not None
+    ctx.save_for_backward(x, mean, var, weight, bias, None if name is None else residual)
+
+
+def _go_back(ctx, dy, affine_grad):
+    """The gradients of input, weight, bias and residual."""
+    x, mean, var, weight, bias, residual = ctx.saved_tensors
+    dx, weight_grad, bias_grad, residual_grad = _batch_norm_backward(
+        dy, x, mean, var, weight, bias, residual, ctx.training, affine_grad, ctx.eps, ctx.name, ctx.numbers
+    )
+    if ctx.name is None:
+        residual_grad = dy
+    return (
+        dx, weight_grad if affine_grad and weight is not None else None, bias_grad if affine_grad and bias is not None else None,
+        residual_grad if ctx.added else None,
+    )  # fmt: skip
+
+
+class _Infer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            y = _batch_norm(*inputs)
+        _keep(ctx, False, *inputs)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        dx, weight_grad, bias_grad, residual_grad = _go_back(ctx, dy, any(ctx.needs_input_grad[3:5]))
+        return dx, None, None, weight_grad, bias_grad, residual_grad, None, None, None
+
+
+class _Train(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mean, var = _batch_norm_train(*inputs)
+        x, _, _, _, weight, bias, residual, _, eps, name, numbers = inputs
+        _keep(ctx, True, x, mean, var, weight, bias, residual, eps, name, numbers)
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        return y, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, *_):
+        dx, weight_grad, bias_grad, residual_grad = _go_back(ctx, dy, True)
+        return dx, None, None, None, weight_grad, bias_grad, residual_grad, None, None, None, None
+
+
+for _name, _cpu, _fake in (
+    ("batch_norm", _infer_cpu, _infer_fake), ("batch_norm_train", _train_cpu, _train_fake), ("batch_norm_backward", _backward_cpu, _backward_fake),
+):  # fmt: skip
+    _library.impl(_name, _cpu, "CPU")
+    torch.library.register_fake("cbn::" + _name, _fake, lib=_library)
+_library.impl("batch_norm", _Infer.apply, "Autograd")
+_library.impl("batch_norm_train", _Train.apply, "Autograd")
+
+
+class _Layer:
+    """What is cbn's in a layer of torch.nn."""
+
+    activation = None
+
+    def __init__(self, *args, activation=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.activation = functional.checked_activation(activation)
+
+    def forward(self, input, residual=None):
+        """activation(normalized input + residual), of tensors of one shape and type.
+
+        On other devices than the CPU, and where a network is exported, PyTorch computes it.
+        """
+        name, numbers = _name_and_numbers(self.activation)
+        if input.device.type != "cpu" or torch.compiler.is_exporting():
+            y = super().forward(input)
+            y = y if residual is None else y + residual
+            return y if name is None else _ACTIVATIONS[name](y, *numbers)
+        self._check_input_dim(input)
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        if self.training or mean is None and var is None:
+            tracked = (mean, var, self.num_batches_tracked) if self.training and self.track_running_stats else (None, None, None)
+            return _batch_norm_train(input, *tracked, weight, bias, residual, self.momentum, self.eps, name, numbers)[0]
+        return _batch_norm(input, mean, var, weight, bias, residual, self.eps, name, numbers)
+
+    def extra_repr(self):
+        return super().extra_repr() + ("" if self.activation is None else f", activation={self.activation!r}")
+
+
+class BatchNorm1d(_Layer, nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d, computed by cbn; `activation=` as cbn.BatchNorm takes it."""
+
+
+class BatchNorm2d(_Layer, nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d, computed by cbn; `activation=` as cbn.BatchNorm takes it."""
+
+
+class BatchNorm3d(_Layer, nn.BatchNorm3d):
+    """torch.nn.BatchNorm3d, computed by cbn; `activation=` as cbn.BatchNorm takes it."""
