@@ -1,9 +1,11 @@
 """PyTorch's batch normalization layers, computed on the CPU by cbn, as operators that autograd and torch.compile know."""
 
+from contextlib import nullcontext
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import functional
@@ -109,32 +111,30 @@ def _keep(ctx, training, x, mean, var, weight, bias, residual, eps, name, number
 
 
 def _go_back(ctx, dy, affine_grad):
-    """The gradients of input, weight, bias and residual."""
+    """The gradients of weight, bias, residual and input, those that there are."""
     x, mean, var, weight, bias, residual = ctx.saved_tensors
-    dx, weight_grad, bias_grad, residual_grad = _batch_norm_backward(
-        dy, x, mean, var, weight, bias, residual, ctx.training, affine_grad, ctx.eps, ctx.name, ctx.numbers
-    )
+    with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+        dx, weight_grad, bias_grad, residual_grad = _batch_norm_backward(
+            dy, x, mean, var, weight, bias, residual, ctx.training, affine_grad, ctx.eps, ctx.name, ctx.numbers
+        )
     if ctx.name is None:
         residual_grad = dy
-    return (
-        dx, weight_grad if affine_grad and weight is not None else None, bias_grad if affine_grad and bias is not None else None,
-        residual_grad if ctx.added else None,
-    )  # fmt: skip
+    return (weight_grad if affine_grad and weight is not None else None, bias_grad if affine_grad and bias is not None else None,
+            residual_grad if ctx.added else None, dx)
 
 
+# The kernels for autograd: a function's forward is the operator without it.
 class _Infer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
-        with torch._C._AutoDispatchBelowAutograd():
-            y = _batch_norm(*inputs)
         _keep(ctx, False, *inputs)
-        return y
+        with torch._C._AutoDispatchBelowAutograd():
+            return _batch_norm(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
-        dx, weight_grad, bias_grad, residual_grad = _go_back(ctx, dy, any(ctx.needs_input_grad[3:5]))
-        return dx, None, None, weight_grad, bias_grad, residual_grad, None, None, None
+        *gradients, dx = _go_back(ctx, dy, any(ctx.needs_input_grad[3:5]))
+        return dx, None, None, *gradients, None, None, None
 
 
 class _Train(torch.autograd.Function):
@@ -149,19 +149,31 @@ class _Train(torch.autograd.Function):
         return y, mean, var
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, *_):
-        dx, weight_grad, bias_grad, residual_grad = _go_back(ctx, dy, True)
-        return dx, None, None, None, weight_grad, bias_grad, residual_grad, None, None, None, None
+        *gradients, dx = _go_back(ctx, dy, True)
+        return dx, None, None, None, *gradients, None, None, None, None
 
 
-for _name, _cpu, _fake in (
-    ("batch_norm", _infer_cpu, _infer_fake), ("batch_norm_train", _train_cpu, _train_fake), ("batch_norm_backward", _backward_cpu, _backward_fake),
-):  # fmt: skip
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return _batch_norm_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("cbn::batch_norm_backward: expected to be differentiated once, got a second derivative (double backward), which torch.nn's "
+                           "batch normalization has and cbn's has not")
+
+
+for _name, _cpu, _fake, _function in (
+    ("batch_norm", _infer_cpu, _infer_fake, _Infer),
+    ("batch_norm_train", _train_cpu, _train_fake, _Train),
+    ("batch_norm_backward", _backward_cpu, _backward_fake, _Backward),
+):
     _library.impl(_name, _cpu, "CPU")
     torch.library.register_fake("cbn::" + _name, _fake, lib=_library)
-_library.impl("batch_norm", _Infer.apply, "Autograd")
-_library.impl("batch_norm_train", _Train.apply, "Autograd")
+    _library.impl(_name, _function.apply, "Autograd")
 
 
 class _Layer:
@@ -179,12 +191,12 @@ class _Layer:
         On other devices than the CPU, and where a network is exported, PyTorch computes it.
         """
         name, numbers = _name_and_numbers(self.activation)
-        if input.device.type != "cpu" or torch.compiler.is_exporting():
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        if torch.compiler.is_exporting() or any(t is not None and t.device.type != "cpu" for t in (input, weight, mean)):
             y = super().forward(input)
             y = y if residual is None else y + residual
             return y if name is None else _ACTIVATIONS[name](y, *numbers)
         self._check_input_dim(input)
-        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         if self.training or mean is None and var is None:
             tracked = (mean, var, self.num_batches_tracked) if self.training and self.track_running_stats else (None, None, None)
             return _batch_norm_train(input, *tracked, weight, bias, residual, self.momentum, self.eps, name, numbers)[0]
@@ -204,3 +216,48 @@ class BatchNorm2d(_Layer, nn.BatchNorm2d):
 
 class BatchNorm3d(_Layer, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d, computed by cbn; `activation=` as cbn.BatchNorm takes it."""
+
+
+_SWAPPED = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
+_JOINED = {
+    nn.ReLU: lambda m: "relu", nn.ReLU6: lambda m: "relu6", nn.Hardtanh: lambda m: ("clip", m.min_val, m.max_val),
+    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope), nn.Hardswish: lambda m: "hard_swish", nn.Sigmoid: lambda m: "sigmoid",
+    nn.SiLU: lambda m: "silu",
+}  # fmt: skip
+
+
+def convert(module, *, join=True):
+    """Let cbn compute the batch normalizations in a network, in place; returns the network.
+
+    Each module that is a torch.nn.BatchNorm1d, 2d or 3d, and none of a class derived from it, becomes one of this module's of the same name, and stays
+    the object that it is, with its parameters, buffers, hooks and mode: optimizers made before go on, and state dicts are the same.
+
+    join : whether it takes over the activation after it: a ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish, Sigmoid or SiLU that follows it in a
+        torch.nn.Sequential, and in whose place a torch.nn.Identity comes. It is left where the normalization has another place in the network, or
+        either of them hooks. That a Sequential is called as a whole, and not layer by layer by something that wants what is between, can't be seen:
+        say join=False where it isn't so.
+    """
+    places = {}
+    for _, child in module.named_modules(remove_duplicate=False):
+        places[child] = places.get(child, 0) + 1
+    for child in places:
+        if type(child) in _SWAPPED and "forward" not in child.__dict__:
+            child.__class__ = _SWAPPED[type(child)]     # as torch.nn's lazy modules become what they stand for
+    for child in places if functional.checked_flag(join, "join") else ():
+        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
+            _join(child, places)
+    return module
+
+
+def _join(sequential, places):
+    names = list(sequential._modules)
+    for name, after in pairwise(names):
+        norm, activation = sequential._modules[name], sequential._modules[after]
+        if (isinstance(norm, _Layer) and norm.activation is None and places[norm] == 1 and type(activation) in _JOINED
+                and not _has_hooks(norm) and not _has_hooks(activation)):
+            norm.activation = _JOINED[type(activation)](activation)
+            sequential._modules[after] = nn.Identity()
+
+
+def _has_hooks(module):
+    return any(getattr(module, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
