@@ -80,6 +80,7 @@ def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, mo
     )  # fmt: skip
     if halves:
         running_mean.copy_(updated_mean), running_var.copy_(updated_var)
+    torch.autograd.graph.increment_version([t for t in (running_mean, running_var, batches) if t is not None])
     return _tensor(y), torch.from_numpy(stats.mean), torch.from_numpy(stats.var)
 
 
@@ -127,9 +128,11 @@ def _go_back(ctx, dy, affine_grad):
 class _Infer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
-        _keep(ctx, False, *inputs)
         with torch._C._AutoDispatchBelowAutograd():
-            return _batch_norm(*inputs)
+            y = _batch_norm(*inputs)
+        x, mean, var, *others = inputs
+        _keep(ctx, False, x, mean.clone(), var.clone(), *others)     # which a call that trains may update before backward
+        return y
 
     @staticmethod
     def backward(ctx, dy):
@@ -145,7 +148,6 @@ class _Train(torch.autograd.Function):
         x, _, _, _, weight, bias, residual, _, eps, name, numbers = inputs
         _keep(ctx, True, x, mean, var, weight, bias, residual, eps, name, numbers)
         ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
         return y, mean, var
 
     @staticmethod

@@ -1,0 +1,374 @@
+"""cbn.torch's modules in the place of PyTorch's: same results, gradients, states and errors, as operators, compiled, and in networks."""
+
+import copy
+import io
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+import cbn
+
+torch = pytest.importorskip("torch", reason="the modules are PyTorch's")
+pytest.importorskip("expecttest", reason="PyTorch's module of cases imports it")
+from torch import nn
+from torch.nn import functional as F
+from torch.testing._internal.common_modules import module_db
+
+import cbn.torch
+
+MODULES = {info.name: info for info in module_db if info.name in ("nn.BatchNorm1d", "nn.BatchNorm2d", "nn.BatchNorm3d")}
+ACTIVATIONS = {
+    None: lambda y: y,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    ("clip", -0.5, 1.0): lambda y: F.hardtanh(y, -0.5, 1.0),
+    ("leaky_relu", 0.1): lambda y: F.leaky_relu(y, 0.1),
+    "hard_swish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+SHAPES = [(6, 5), (3, 5, 7), (4, 5, 6, 3), (2, 64, 9, 9), (2, 5, 3, 4, 6)]
+
+
+def ours(name):
+    return getattr(cbn.torch, name.removeprefix("nn."))
+
+
+def layers(shape, dtype=torch.float32, **options):
+    """PyTorch's module and cbn's, of the same parameters and running statistics."""
+    name = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}[len(shape)]
+    theirs = getattr(nn, name)(shape[1], dtype=dtype)
+    with torch.no_grad():
+        theirs.weight.uniform_(-2, 2), theirs.bias.uniform_(-1, 1), theirs.running_mean.uniform_(-1, 1), theirs.running_var.uniform_(0.5, 2)
+    module = ours(name)(shape[1], dtype=dtype, **options)
+    module.load_state_dict(theirs.state_dict())
+    return theirs, module
+
+
+def close(actual, expected, tolerance=None):
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    tolerance = tolerance or TOLERANCE[expected.dtype]
+    largest = 1 + (expected.detach().abs().max().item() if expected.numel() else 0)
+    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=tolerance, atol=tolerance * largest)
+
+
+def gradients(y, dy, *of):
+    return torch.autograd.grad(y, of, dy)
+
+
+def same_state(actual, expected, tolerance=None):
+    assert list(actual.state_dict()) == list(expected.state_dict())
+    for name, value in expected.state_dict().items():
+        close(actual.state_dict()[name], value, tolerance) if value.is_floating_point() else torch.testing.assert_close(actual.state_dict()[name], value)
+
+
+def inputs(info, dtype, training, errors=False):
+    torch.manual_seed(0)
+    function = info.module_error_inputs_func if errors else info.module_inputs_func
+    return function(info, device="cpu", dtype=dtype, requires_grad=not errors, training=training)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", MODULES)
+def test_module_inputs(name, training, dtype):
+    info = MODULES[name]
+    cases = inputs(info, dtype, training)
+    assert cases
+    for case in cases:
+        constructor, x = case.constructor_input, case.forward_input.args[0]
+        theirs, module = (cls(*constructor.args, **constructor.kwargs, dtype=dtype) for cls in (info.module_cls, ours(name)))
+        assert isinstance(module, info.module_cls) and repr(module) == repr(theirs)
+        same_state(module, theirs)
+        for step in range(3):
+            theirs.train(training or step == 1), module.train(training or step == 1)
+            y = theirs(x)
+            dy = torch.linspace(-1, 2, y.numel(), dtype=dtype).reshape(y.shape)
+            for actual, expected in zip(
+                gradients(module(x), dy, x, *module.parameters()), gradients(y, dy, x, *theirs.parameters()), strict=True
+            ):
+                close(actual, expected)
+            close(module(x), theirs(x))
+            same_state(module, theirs)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_error_inputs(name):
+    cases = inputs(MODULES[name], torch.float32, True, errors=True)
+    assert cases
+    for case in cases:
+        constructor, forward = case.module_error_input.constructor_input, case.module_error_input.forward_input
+        with pytest.raises(case.error_type, match=case.error_regex):
+            ours(name)(*constructor.args, **constructor.kwargs)(*forward.args)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_errors_have_the_same_words(name):
+    """Whatever PyTorch's module of 3 channels refuses is refused, with the same first words, and changes nothing."""
+    for shape in [(2,), (2, 3), (1, 3), (2, 3, 4), (2, 5, 4), (1, 3, 1), (2, 3, 4, 5), (2, 5, 4, 4), (1, 3, 1, 1), (2, 3, 4, 5, 6), (2, 5, 1, 1, 1)]:
+        for training in (True, False):
+            x = torch.ones(shape)
+            theirs, module = MODULES[name].module_cls(3).train(training), ours(name)(3).train(training)
+            before = {key: value.clone() for key, value in module.state_dict().items()}
+            try:
+                theirs(x)
+            except (ValueError, RuntimeError) as error:
+                words = str(error).replace("torch.Size([", "(").replace("])", ")")
+                with pytest.raises(ValueError, match="^" + re.escape(words)):
+                    module(x)
+                for key, value in module.state_dict().items():
+                    assert torch.equal(value, before[key])
+            else:
+                close(module(x), theirs(x))
+
+
+def of_layout(x, layout):
+    if layout == "channels last" and x.ndim >= 4:
+        return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    if layout == "sliced":
+        return torch.cat([x, x])[::2]
+    if layout == "transposed":
+        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    return x
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced", "transposed"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_drawn(shape, dtype, layout):
+    """Each activation, with and without a residual, in both modes; parameters of 16-bit inputs are float32 and sometimes theirs."""
+    torch.manual_seed(len(shape))
+    for i, (activation, apply) in enumerate(ACTIVATIONS.items()):
+        own = dtype in (torch.float16, torch.bfloat16) and i % 2
+        theirs, module = layers(shape, dtype if own or dtype is torch.float64 else torch.float32, activation=activation)
+        x, residual = (of_layout(torch.randn(shape, dtype=dtype), layout).requires_grad_() for _ in range(2))
+        dy = torch.randn(shape, dtype=dtype)
+        for training in (True, False):
+            theirs.train(training), module.train(training)
+            added = residual if (i + training) % 3 else None
+            # PyTorch rounds to 16 bits between the steps, so it is asked in float64, with parameters of the same values.
+            wide = copy.deepcopy(theirs).double()
+            wx, wr = (t.detach().double().requires_grad_() for t in (x, residual))
+            z = wide(wx) if added is None else wide(wx) + wr
+            expected = apply(z)
+            y = module(x, residual=added)
+            theirs(x)
+            assert y.stride() == torch.empty_like(x).stride()
+            close(y, expected.to(dtype))
+            keep = (z.detach()[..., None] - torch.tensor([0, 3, 6, -3, -0.5, 1.0])).abs().amin(-1) > 1e-2  # off the corners, where rounding decides
+            given = (dy * keep).to(dtype)
+            of = (x, *module.parameters()) + (() if added is None else (residual,))
+            wide_of = (wx, *wide.parameters()) + (() if added is None else (wr,))
+            for actual, wanted in zip(gradients(y, given, *of), gradients(expected, given.double(), *wide_of), strict=True):
+                close(actual, wanted.to(actual.dtype), TOLERANCE[dtype] * 4)
+            same_state(module, theirs)
+            module.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_bits_are_those_of_the_layers(momentum):
+    x, dy = torch.randn(2, 4, 6, 8, 8), torch.randn(4, 6, 8, 8)
+    module, layer = cbn.torch.BatchNorm2d(6, momentum=momentum, activation="silu"), cbn.BatchNorm2d(6, momentum=momentum, activation="silu")
+    for one in x:
+        one.requires_grad_()
+        dx, weight_grad, bias_grad = gradients(module(one), dy, one, *module.parameters())
+        layer(one.detach())
+        np.testing.assert_array_equal(dx, layer.backward(dy))
+        np.testing.assert_array_equal(weight_grad, layer.weight_grad)
+        np.testing.assert_array_equal(bias_grad, layer.bias_grad)
+    for name, value in layer.state_dict().items():
+        np.testing.assert_array_equal(module.state_dict()[name].numpy(), value)
+    np.testing.assert_array_equal(module.eval()(one).detach(), layer.eval()(one.detach()))
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"bias": False}, {"eps": 1e-2}], ids=str)
+def test_options(options):
+    theirs, module = nn.BatchNorm2d(3, **options), cbn.torch.BatchNorm2d(3, **options)
+    for step in range(5):
+        theirs.train(step % 3 < 2), module.train(step % 3 < 2)
+        x = torch.randn(4, 3, 5, 5, requires_grad=True)
+        for actual, expected in zip(
+            gradients(module(x), x.detach(), x, *module.parameters()), gradients(theirs(x), x.detach(), x, *theirs.parameters()), strict=True
+        ):
+            close(actual, expected)
+        same_state(module, theirs)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+@pytest.mark.parametrize("training", [True, False])
+def test_empty(shape, training):
+    theirs, module = nn.BatchNorm2d(3).train(training), cbn.torch.BatchNorm2d(3, activation="relu").train(training)
+    x = torch.zeros(shape, requires_grad=True)
+    for actual, expected in zip(gradients(module(x), x.detach(), x, *module.parameters()), gradients(theirs(x), x.detach(), x, *theirs.parameters()),
+                                strict=True):
+        assert torch.equal(actual, expected)
+    same_state(module, theirs)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_gradcheck(activation, training, residual):
+    torch.manual_seed(3)
+    module = cbn.torch.BatchNorm2d(3, dtype=torch.float64, activation=activation).train(training)
+    x = torch.randn(4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    r = torch.randn_like(x).requires_grad_() if residual else None
+    weight, bias = (torch.rand(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def call(x, weight, bias, *r):
+        return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (x, *r))
+
+    assert torch.autograd.gradcheck(call, (x, weight, bias) + ((r,) if residual else ()), fast_mode=False)
+
+
+def test_frozen_affine():
+    """Of what needs no gradient there is none; eval mode with fixed parameters gives that of the input."""
+    theirs, module = layers((4, 3, 5, 5))
+    for layer in (theirs, module):
+        layer.eval().requires_grad_(False)
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    close(*(gradients(layer(x), x.detach(), x)[0] for layer in (module, theirs)))
+    module.train().requires_grad_(True)
+    y = module(x.detach())
+    y.backward(x.detach())
+    assert module.weight.grad is not None and x.grad is None
+
+
+def test_double_backward_is_refused():
+    for training in (True, False):
+        module = cbn.torch.BatchNorm2d(3).train(training)
+        x = torch.randn(4, 3, 5, 5, requires_grad=True)
+        (dx,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"cbn::batch_norm_backward: .*double backward"):
+            dx.sum().backward()
+
+
+def test_function_transforms_are_refused():
+    module = cbn.torch.BatchNorm2d(3).eval()
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: module(x).sum())(torch.randn(4, 3, 5, 5))
+
+
+def test_changes_are_noticed():
+    module = cbn.torch.BatchNorm2d(3)
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    given = x * 1
+    y = module(given)
+    given.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    before = module.running_mean._version
+    module(x)
+    assert module.running_mean._version == before + 1
+
+
+def test_training_between_forward_and_backward():
+    """Gradients by running statistics are by those of the call."""
+    module = cbn.torch.BatchNorm2d(3).eval()
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    y = module(x)
+    expected = gradients(module(x), x.detach(), x, *module.parameters())
+    module.train()(x)
+    for actual, wanted in zip(gradients(y, x.detach(), x, *module.parameters()), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+def operator_samples():
+    torch.manual_seed(7)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for layout in ("contiguous", "channels last"):
+            for name, numbers, added in ((None, [], False), ("relu", [], True), ("clip", [-0.5, 1.0], False), (None, [], True)):
+                x, r, dy = (of_layout(torch.randn(3, 4, 5, 2, dtype=dtype), layout) for _ in range(3))
+                wide = torch.float64 if dtype is torch.float64 else torch.float32
+                weight, bias, mean, var = torch.rand(4, 4, dtype=wide).unbind()
+                yield x, dy, weight, bias, mean, var, r if added else None, name, numbers
+
+
+def test_operators():
+    for x, dy, weight, bias, mean, var, r, name, numbers in operator_samples():
+        x, weight, bias, mean, var = (t.clone() for t in (x, weight, bias, mean, var))
+        after = (1e-5, name, numbers)
+        fixed = torch.ops.cbn.batch_norm_backward.default, (dy, x, mean.double(), var.double(), weight, bias, r)
+        torch.library.opcheck(fixed[0], (*fixed[1], True, True, *after), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(fixed[0], (*fixed[1], False, False, *after), test_utils=("test_schema", "test_faketensor"))
+        for t in (x, weight, bias):
+            t.requires_grad_()
+        torch.library.opcheck(torch.ops.cbn.batch_norm.default, (x, mean, var, weight, bias, r, *after))
+        running = (mean, var, torch.tensor(2))
+        torch.library.opcheck(torch.ops.cbn.batch_norm_train.default, (x, *running, weight, bias, r, 0.1, *after))
+        torch.library.opcheck(torch.ops.cbn.batch_norm_train.default, (x, None, None, None, weight, None, r, None, *after))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_compile(momentum):
+    """Without a break in the graph, in both modes and for other batch sizes: the bits are the same."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = cbn.torch.BatchNorm2d(4, momentum=momentum, activation="relu")
+            self.second = cbn.torch.BatchNorm2d(4, momentum=momentum, activation=("leaky_relu", 0.1))
+
+        def forward(self, x):
+            return self.second(self.first(x * 2), residual=x)
+
+    eager = Block()
+    compiled = copy.deepcopy(eager)
+    call = torch.compile(compiled, fullgraph=True)
+    for training, n in ((True, 3), (True, 5), (False, 5), (True, 3)):
+        eager.train(training), compiled.train(training)
+        x = of_layout(torch.randn(n, 4, 6, 6), "channels last" if n == 5 else "contiguous").requires_grad_()
+        y, z = eager(x), call(x)
+        assert torch.equal(y, z)
+        for actual, expected in zip(gradients(z, x.detach(), x, *compiled.parameters()), gradients(y, x.detach(), x, *eager.parameters()), strict=True):
+            close(actual, expected)
+        for name, value in eager.state_dict().items():
+            assert torch.equal(compiled.state_dict()[name], value)
+
+
+def test_states_go_both_ways_and_copies_work():
+    theirs, module = layers((4, 3, 5, 5), activation="relu")
+    x = torch.randn(4, 3, 5, 5)
+    module(x)
+    theirs.load_state_dict(module.state_dict())
+    same_state(module, theirs, 1e-30)
+    old = {name: value for name, value in theirs.state_dict().items() if name != "num_batches_tracked"}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        module.load_state_dict({})
+    module.load_state_dict(old)  # as PyTorch before 0.4.1 wrote them
+    saved = io.BytesIO()
+    torch.save(module, saved)
+    saved.seek(0)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False), copy.copy(module)):
+        assert type(other) is cbn.torch.BatchNorm2d and other.activation == "relu"
+        assert torch.equal(other.eval()(x), module.eval()(x))
+    half = copy.deepcopy(module).to(torch.bfloat16)
+    assert half.running_mean.dtype is torch.bfloat16 and half(x.bfloat16()).dtype is torch.bfloat16
+    assert repr(module) == "BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, activation='relu')"
+
+
+def test_other_devices_and_exports_are_left_to_pytorch():
+    module = cbn.torch.BatchNorm2d(3, activation=("clip", 0.0, 1.0)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert copy.deepcopy(module).to("meta")(x.to("meta")).shape == x.shape
+    with pytest.raises(RuntimeError, match="device"):
+        copy.deepcopy(module).to("meta")(x)
+    exported = torch.export.export(module, (x,))
+    assert not any("cbn" in str(node.target) for node in exported.graph.nodes)
+    close(exported.module()(x), module(x))
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="^activation: expected None, 'relu'.*got 'gelu'"):
+        cbn.torch.BatchNorm2d(3, activation="gelu")
+    module, x = cbn.torch.BatchNorm2d(3), torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"^residual: expected shape \(2, 3, 4, 4\), that of x, got \(3, 4, 4\)"):
+        module(x, residual=x[0])
+    with pytest.raises(TypeError, match="^residual: expected dtype float32"):
+        module(x, residual=x.double())
+    with pytest.raises(TypeError, match="^x: expected an array of float16"):
+        module(x.int())
+    assert module.num_batches_tracked == 0
