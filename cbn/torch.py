@@ -1,5 +1,6 @@
 """PyTorch's batch normalization layers, computed on the CPU by cbn, as operators that autograd and torch.compile know."""
 
+from collections import Counter
 from contextlib import nullcontext
 from itertools import pairwise
 
@@ -239,27 +240,23 @@ def convert(module, *, join=True):
         either of them hooks. That a Sequential is called as a whole, and not layer by layer by something that wants what is between, can't be seen:
         say join=False where it isn't so.
     """
-    places = {}
-    for _, child in module.named_modules(remove_duplicate=False):
-        places[child] = places.get(child, 0) + 1
+    join = functional.checked_flag(join, "join")
+    places = Counter(child for _, child in module.named_modules(remove_duplicate=False))
     for child in places:
         if type(child) in _SWAPPED and "forward" not in child.__dict__:
             child.__class__ = _SWAPPED[type(child)]     # as torch.nn's lazy modules become what they stand for
-    for child in places if functional.checked_flag(join, "join") else ():
-        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
-            _join(child, places)
+    for child in places if join else ():
+        if type(child).forward is nn.Sequential.forward:
+            for name, after in pairwise(child._modules):
+                norm, activation = child._modules[name], child._modules[after]
+                if isinstance(norm, _Layer) and norm.activation is None and places[norm] == 1 and type(activation) in _JOINED \
+                        and not _altered(norm) and not _altered(activation):
+                    norm.activation = _JOINED[type(activation)](activation)
+                    child._modules[after] = nn.Identity()
     return module
 
 
-def _join(sequential, places):
-    names = list(sequential._modules)
-    for name, after in pairwise(names):
-        norm, activation = sequential._modules[name], sequential._modules[after]
-        if (isinstance(norm, _Layer) and norm.activation is None and places[norm] == 1 and type(activation) in _JOINED
-                and not _has_hooks(norm) and not _has_hooks(activation)):
-            norm.activation = _JOINED[type(activation)](activation)
-            sequential._modules[after] = nn.Identity()
-
-
-def _has_hooks(module):
-    return any(getattr(module, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+def _altered(module):
+    """Whether something else than its class decides what a call of it does."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or "forward" in module.__dict__

@@ -372,3 +372,90 @@ def test_wrong_arguments():
     with pytest.raises(TypeError, match="^x: expected an array of float16"):
         module(x.int())
     assert module.num_batches_tracked == 0
+
+
+def drawn_network(rng):
+    """A sequence of linear layers, normalizations and what may follow them, nested now and then; with its input's shape."""
+    kinds = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(-0.3, 0.7), nn.LeakyReLU(0.2), nn.Hardswish(), nn.Sigmoid(), nn.SiLU(), nn.Tanh(),
+             nn.Identity(), nn.Dropout(0.0)]
+    spatial = int(rng.integers(3))
+    conv, norm = [(nn.Linear, nn.BatchNorm1d), (nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d)][spatial]
+    shape, layers, channels = (6, 4) + (5,) * spatial, [], 4
+    for _ in range(int(rng.integers(1, 4))):
+        outputs = int(rng.integers(3, 7))
+        block = [conv(channels, outputs, *[1] * (spatial > 0)), norm(outputs, momentum=rng.choice([0.1, 0.5]), affine=bool(rng.integers(2)))]
+        block += [kinds[rng.integers(len(kinds))] for _ in range(rng.integers(3))]
+        layers += [nn.Sequential(*block)] if rng.integers(2) else block
+        channels = outputs
+    return nn.Sequential(*layers), shape
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_convert_keeps_what_a_network_does(seed):
+    """Outputs, gradients and running statistics, with an optimizer that was made before, and state dicts in both directions."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    network, shape = drawn_network(rng)
+    converted = copy.deepcopy(network)
+    optimizers = [torch.optim.SGD(net.parameters(), 0.1, momentum=0.9) for net in (network, converted)]
+    modules = dict(converted.named_modules(remove_duplicate=False))
+    assert cbn.torch.convert(converted) is converted
+    for name, module in converted.named_modules(remove_duplicate=False):
+        assert module is modules[name] or type(module) is nn.Identity
+        assert type(module) not in cbn.torch._SWAPPED
+    assert not any(isinstance(a, cbn.torch._Layer) and a.activation is None and type(b) in cbn.torch._JOINED
+                   for net in converted.modules() if isinstance(net, nn.Sequential) for a, b in zip(net, list(net)[1:], strict=False))
+    for step in range(5):
+        x = torch.randn(shape)
+        network.train(step != 3), converted.train(step != 3)
+        results = []
+        for net, optimizer in zip((network, converted), optimizers, strict=True):
+            y = net(x)
+            optimizer.zero_grad()
+            y.square().mean().backward()
+            optimizer.step()
+            results.append(y)
+        close(results[1], results[0], 1e-4)
+        same_state(converted, network, 1e-4)
+    network.load_state_dict(converted.state_dict()), converted.load_state_dict(network.state_dict())
+    close(converted.eval()(x), network.eval()(x))
+    before = repr(converted)
+    assert repr(cbn.torch.convert(converted)) == before
+
+
+def test_convert_leaves_what_it_cannot_know():
+    class Own(nn.BatchNorm1d):
+        pass
+
+    class Uses(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x) + 1)
+
+    def activations(network, **options):
+        cbn.torch.convert(network, **options)
+        return [module.activation for module in network.modules() if isinstance(module, cbn.torch._Layer)]
+
+    own = cbn.torch.convert(nn.Sequential(Own(3), nn.ReLU(), nn.SyncBatchNorm(3), nn.LazyBatchNorm1d(), nn.InstanceNorm1d(3)))
+    assert [type(module) for module in own] == [Own, nn.ReLU, nn.SyncBatchNorm, nn.LazyBatchNorm1d, nn.InstanceNorm1d]
+    assert activations(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())) == ["relu"]
+    assert activations(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()), join=False) == [None]
+    assert activations(nn.Sequential(nn.BatchNorm1d(3), nn.GELU(), nn.BatchNorm1d(3), nn.Dropout(), nn.ReLU())) == [None, None]
+    assert activations(Uses(nn.BatchNorm1d(3), nn.ReLU())) == [None]
+    shared = nn.BatchNorm1d(3)
+    assert activations(nn.ModuleList([nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared)])) == [None]
+    relu = nn.ReLU()
+    twice = nn.Sequential(nn.BatchNorm1d(3), relu, nn.Linear(3, 3), relu, nn.BatchNorm1d(3), relu)
+    assert activations(twice) == ["relu", "relu"] and twice[3] is relu
+    for hook in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        for i in range(2):
+            network = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())
+            getattr(network[i], hook)(lambda *_: None)
+            assert activations(network) == [None]
+    patched = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())
+    patched[1].forward = torch.tanh
+    assert activations(patched) == [None]
+    patched[0].forward = torch.tanh
+    norm = cbn.torch.convert(nn.BatchNorm2d(3, momentum=None, bias=False))
+    assert type(norm) is cbn.torch.BatchNorm2d and norm(torch.randn(2, 3, 4, 4)).shape == (2, 3, 4, 4)
+    with pytest.raises(TypeError, match="^join: expected True or False"):
+        cbn.torch.convert(norm, join=0)
