@@ -1,7 +1,8 @@
 """A ResNet-18 in PyTorch, trained on handwritten digits with PyTorch's batch normalization, with cbn's in its place, and with cbn's taking over the
 addition and the ReLU after it.
 
-All three start from the same weights and see the same batches, so their losses are the same, but for rounding, which grows from step to step.
+All three start from the same weights and see the same batches, so their losses are the same, but for rounding. Training makes it grow, in float32 up to
+visible digits within ten steps; `--dtype float64` shows that there is nothing else.
 """
 
 import argparse
@@ -66,7 +67,7 @@ KINDS = {
 }
 
 
-def train(kind, x, labels, steps, rate=0.05, dtype=torch.float32):
+def train(kind, x, labels, steps, rate=0.001, dtype=torch.float32):
     """The network and the loss of each step, on batches that follow one another in x."""
     torch.manual_seed(0)
     network = KINDS[kind]().to(dtype)
@@ -93,15 +94,17 @@ def digits():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
-    steps = parser.parse_args().steps
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    options = parser.parse_args()
+    steps = options.steps
     x, labels = digits()
     shown = sorted({0, 1, min(9, steps - 1), steps // 2, steps - 1})
     print(f"{'loss at step':22}" + "".join(f"{step + 1:>12}" for step in shown) + "    seconds")
     for kind in KINDS:
         begin = perf_counter()
-        losses = train(kind, x, labels, steps)[1]
+        losses = train(kind, x, labels, steps, dtype=getattr(torch, options.dtype))[1]
         print(f"{kind:22}" + "".join(f"{losses[step]:12.7f}" for step in shown) + f"{perf_counter() - begin:11.1f}")
 
 
