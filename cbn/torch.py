@@ -63,9 +63,14 @@ def _like(x):
     return torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
 
 
+def _out(x, dy=None):
+    """An output of PyTorch's where cbn would order the memory of a new one otherwise than the fake kernels say."""
+    return _array(_like(x)) if 0 in x.stride() or dy is not None and dy.stride() != x.stride() else None
+
+
 def _infer_cpu(x, mean, var, weight, bias, residual, eps, name, numbers):
     return _tensor(functional.batch_norm(_array(x), _array(mean), _array(var), _array(weight), _array(bias), False, 0.0, eps,
-                                         activation=_activation(name, numbers), residual=_array(residual)))
+                                         activation=_activation(name, numbers), residual=_array(residual), out=_out(x)))
 
 
 def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, momentum, eps, name, numbers):
@@ -77,7 +82,7 @@ def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, mo
         momentum = 0.0 if batches is None else 1 / (int(batches) + 1)
     y, stats = functional.forward_training(
         _array(x), _array(updated_mean), _array(updated_var), _array(weight), _array(bias), momentum, eps, 1, _activation(name, numbers),
-        _array(residual), None, _array(batches),
+        _array(residual), _out(x), _array(batches),
     )  # fmt: skip
     if halves:
         running_mean.copy_(updated_mean), running_var.copy_(updated_var)
@@ -88,7 +93,7 @@ def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, mo
 def _backward_cpu(dy, x, mean, var, weight, bias, residual, training, affine_grad, eps, name, numbers):
     gradients = functional.batch_norm_backward(
         _array(dy), _array(x), (_array(mean), _array(var)), _array(weight), _array(bias), eps, training=training, affine_grad=affine_grad,
-        activation=_activation(name, numbers), residual=None if name is None else _array(residual),
+        activation=_activation(name, numbers), residual=None if name is None else _array(residual), out=_out(x, dy),
     )  # fmt: skip
     return tuple(x.new_empty(0) if array is None else _tensor(array) for array in (*gradients, gradients.residual))
 

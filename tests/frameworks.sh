@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
+torch | torch==2.13.0 expecttest | tests/test_torch_modules.py tests/test_pytorch.py
 "
 
 row() {

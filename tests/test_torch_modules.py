@@ -133,10 +133,12 @@ def of_layout(x, layout):
         return torch.cat([x, x])[::2]
     if layout == "transposed":
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "expanded":
+        return x[:, :1].expand(x.shape)
     return x
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced", "transposed"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "sliced", "transposed", "expanded"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_drawn(shape, dtype, layout):
@@ -163,7 +165,9 @@ def test_drawn(shape, dtype, layout):
             given = (dy * keep).to(dtype)
             of = (x, *module.parameters()) + (() if added is None else (residual,))
             wide_of = (wx, *wide.parameters()) + (() if added is None else (wr,))
-            for actual, wanted in zip(gradients(y, given, *of), gradients(expected, given.double(), *wide_of), strict=True):
+            of_y = gradients(y, given, *of)
+            assert of_y[0].stride() == torch.empty_like(x).stride()
+            for actual, wanted in zip(of_y, gradients(expected, given.double(), *wide_of), strict=True):
                 close(actual, wanted.to(actual.dtype), TOLERANCE[dtype] * 4)
             same_state(module, theirs)
             module.load_state_dict(theirs.state_dict())
