@@ -8,7 +8,6 @@ import argparse
 import multiprocessing
 import os
 import statistics
-import sys
 
 from worker import measure, settle
 from workloads import LAYOUTS, cores, resnet50
@@ -59,7 +58,8 @@ def main():
         context.Process(target=work, args=(contender, options.threads, options.relu, theirs), daemon=True).start()
         pipes.append(ours)
     print(f"{options.threads} threads, milliseconds of a training step over the 53 layers{' and their ReLUs' if options.relu else ''}")
-    print(f"{'batch':>5}  {'channels':8}" + "".join(f"{contender:>11}" for contender in CONTENDERS) + "   ratio   layers where cbn.torch is slower")
+    names = "".join(f"{contender:>11}" for contender in CONTENDERS)
+    print(f"batch  channels{names}   ratio   layers where cbn.torch is slower")
     for batch in options.batch:
         for layout in LAYOUTS:
             sums, slower = [0.0, 0.0], []
@@ -73,8 +73,8 @@ def main():
                 sums = [total + count * median for total, median in zip(sums, medians, strict=True)]
                 if medians[1] > medians[0]:
                     slower.append("x".join(map(str, layer)) + f" ({medians[1] / medians[0]:.2f})")
-            print(f"{batch:5}  {layout:8}" + "".join(f"{1e3 * total:11.1f}" for total in sums) + f"{sums[0] / sums[1]:8.2f}   {', '.join(slower)}")
-            sys.stdout.flush()
+            milliseconds = "".join(f"{1e3 * total:11.1f}" for total in sums)
+            print(f"{batch:5}  {layout:8}{milliseconds}{sums[0] / sums[1]:8.2f}   {', '.join(slower)}", flush=True)
     for pipe in pipes:
         pipe.send(None)
 

@@ -170,8 +170,8 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError("cbn::batch_norm_backward: expected to be differentiated once, got a second derivative (double backward), which torch.nn's "
-                           "batch normalization has and cbn's has not")
+        raise RuntimeError("cbn::batch_norm_backward: expected to be differentiated once, got a second derivative (double backward), which "
+                           "torch.nn's batch normalization has and cbn's has not")
 
 
 for _name, _cpu, _fake, _function in (
@@ -237,14 +237,17 @@ _JOINED = {
 def convert(module, *, join=True):
     """Let cbn compute the batch normalizations in a network, in place; returns the network.
 
-    Each module that is a torch.nn.BatchNorm1d, 2d or 3d, and none of a class derived from it, becomes one of this module's of the same name, and stays
-    the object that it is, with its parameters, buffers, hooks and mode: optimizers made before go on, and state dicts are the same.
-
+    module : torch.nn.Module. Each in it that is a torch.nn.BatchNorm1d, 2d or 3d, and of no class derived from these, becomes one of cbn.torch's
+        of the same name, and stays the object that it is, with its parameters, buffers, hooks and mode: optimizers made before go on, and state
+        dicts are the same.
     join : whether it takes over the activation after it: a ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish, Sigmoid or SiLU that follows it in a
-        torch.nn.Sequential, and in whose place a torch.nn.Identity comes. It is left where the normalization has another place in the network, or
-        either of them hooks. That a Sequential is called as a whole, and not layer by layer by something that wants what is between, can't be seen:
-        say join=False where it isn't so.
+        torch.nn.Sequential, and in whose place a torch.nn.Identity comes. It is left where the normalization has another place in the network,
+        or either of them hooks. That a Sequential is called as a whole, and not taken apart for what is between, can't be seen: say join=False
+        where it isn't so.
+    Raises TypeError for anything else.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     join = functional.checked_flag(join, "join")
     places = Counter(child for _, child in module.named_modules(remove_duplicate=False))
     for child in places:

@@ -1,4 +1,7 @@
-"""A network that is trained in PyTorch on handwritten digits, exported as ONNX, folded, and run in NumPy: outputs and times of the three side by side."""
+"""A network that is trained in PyTorch on handwritten digits, exported as ONNX, folded, and run in NumPy: three outputs and times side by side.
+
+Needs torch, onnxscript and onnxruntime beside cbn's own dependencies for examples.
+"""
 
 from statistics import median
 from time import perf_counter
