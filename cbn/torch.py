@@ -237,8 +237,8 @@ _JOINED = {
 def convert(module, *, join=True):
     """Let cbn compute the batch normalizations in a network, in place; returns the network.
 
-    module : torch.nn.Module. Each in it that is a torch.nn.BatchNorm1d, 2d or 3d, and of no class derived from these, becomes one of cbn.torch's
-        of the same name, and stays the object that it is, with its parameters, buffers, hooks and mode: optimizers made before go on, and state
+    module : torch.nn.Module. Each in it that is a torch.nn.BatchNorm1d, 2d or 3d, and of no class derived from these, becomes one of
+        cbn.torch's of the same name, and stays the object that it is, with its parameters, buffers, hooks and mode: optimizers made before go on, and state
         dicts are the same.
     join : whether it takes over the activation after it: a ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish, Sigmoid or SiLU that follows it in a
         torch.nn.Sequential, and in whose place a torch.nn.Identity comes. It is left where the normalization has another place in the network,

@@ -1,8 +1,8 @@
 """A ResNet-18 in PyTorch, trained on handwritten digits with PyTorch's batch normalization, with cbn's in its place, and with cbn's taking over
 the addition and the ReLU after it.
 
-All three start from the same weights and see the same batches, so their losses are the same, but for rounding. Training makes it grow, in float32
-up to visible digits within ten steps; `--dtype float64` shows that there is nothing else.
+All three start from the same weights and see the same batches, so their losses are the same, but for rounding. Training makes it grow, in
+float32 up to visible digits within ten steps; `--dtype float64` shows that there is nothing else.
 """
 
 import argparse
