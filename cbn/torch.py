@@ -122,7 +122,7 @@ def _go_back(ctx, dy, affine_grad):
     x, mean, var, weight, bias, residual = ctx.saved_tensors
     with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
         dx, weight_grad, bias_grad, residual_grad = _batch_norm_backward(
-            dy, x, mean, var, weight, bias, residual, ctx.training, affine_grad, ctx.eps, ctx.name, ctx.numbers
+            dy, dy if x is None else x, mean, var, weight, bias, residual, ctx.training, affine_grad, ctx.eps, ctx.name, ctx.numbers
         )
     if ctx.name is None:
         residual_grad = dy
@@ -136,8 +136,11 @@ class _Infer(torch.autograd.Function):
     def forward(ctx, *inputs):
         with torch._C._AutoDispatchBelowAutograd():
             y = _batch_norm(*inputs)
-        x, mean, var, *others = inputs
-        _keep(ctx, False, x, mean.clone(), var.clone(), *others)     # which a call that trains may update before backward
+        x, mean, var, weight, bias, residual, eps, name, numbers = inputs
+        if name is None and not any(ctx.needs_input_grad[3:5]):
+            x = None        # of which the gradient is the same whatever it is
+        # Copies, as a call that trains may update them before backward.
+        _keep(ctx, False, x, mean.clone(), var.clone(), weight, bias, residual, eps, name, numbers)
         return y
 
     @staticmethod
@@ -198,13 +201,13 @@ class _Layer:
 
         On other devices than the CPU, and where a network is exported, PyTorch computes it.
         """
+        self._check_input_dim(input)
         name, numbers = _name_and_numbers(self.activation)
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         if torch.compiler.is_exporting() or any(t is not None and t.device.type != "cpu" for t in (input, weight, mean)):
             y = super().forward(input)
             y = y if residual is None else y + residual
             return y if name is None else _ACTIVATIONS[name](y, *numbers)
-        self._check_input_dim(input)
         if self.training or mean is None and var is None:
             tracked = (mean, var, self.num_batches_tracked) if self.training and self.track_running_stats else (None, None, None)
             return _batch_norm_train(input, *tracked, weight, bias, residual, self.momentum, self.eps, name, numbers)[0]

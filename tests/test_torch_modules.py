@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import cbn
 
 torch = pytest.importorskip("torch", reason="the modules are PyTorch's")
 pytest.importorskip("expecttest", reason="PyTorch's module of cases imports it")
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
 from torch.testing._internal.common_modules import module_db
@@ -211,6 +213,16 @@ def test_options(options):
         same_state(module, theirs)
 
 
+def test_statistics_taken_away():
+    """In eval mode the batch's are used then, as in PyTorch, and nothing is counted."""
+    theirs, module = nn.BatchNorm2d(3).eval(), cbn.torch.BatchNorm2d(3).eval()
+    for layer in (theirs, module):
+        layer.running_mean = layer.running_var = None
+    x = torch.randn(4, 3, 5, 5)
+    close(module(x), theirs(x))
+    same_state(module, theirs)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
 @pytest.mark.parametrize("training", [True, False])
 def test_empty(shape, training):
@@ -240,12 +252,14 @@ def test_gradcheck(activation, training, residual):
 
 
 def test_frozen_affine():
-    """Of what needs no gradient there is none; eval mode with fixed parameters gives that of the input."""
+    """Of what needs no gradient there is none; eval mode with fixed parameters gives that of the input, which it doesn't keep."""
     theirs, module = layers((4, 3, 5, 5))
     for layer in (theirs, module):
         layer.eval().requires_grad_(False)
     x = torch.randn(4, 3, 5, 5, requires_grad=True)
-    close(*(gradients(layer(x), x.detach(), x)[0] for layer in (module, theirs)))
+    y = module(x)
+    assert not any(t is not None and t.shape == x.shape for t in y.grad_fn.saved_tensors)
+    close(gradients(y, x.detach(), x)[0], gradients(theirs(x), x.detach(), x)[0])
     module.train().requires_grad_(True)
     y = module(x.detach())
     y.backward(x.detach())
@@ -316,6 +330,7 @@ def test_operators(dtype, layout, activation, added):
     assert written == ["running_mean", "running_var", "num_batches_tracked"]
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_compile(momentum):
     """Without a break in the graph, in both modes and for other batch sizes: the bits are the same."""
@@ -375,6 +390,21 @@ def test_other_devices_and_exports_are_left_to_pytorch():
     exported = torch.export.export(module, (x,))
     assert not any("cbn" in str(node.target) for node in exported.graph.nodes)
     close(exported.module()(x), module(x))
+
+
+def test_checkpoints_and_traces():
+    module = cbn.torch.BatchNorm2d(3, activation="relu", momentum=0.0)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    expected = gradients(module(x), x.detach(), x)
+    y = torch.utils.checkpoint.checkpoint(module, x, use_reentrant=False)
+    for actual, wanted in zip(gradients(y, x.detach(), x), expected, strict=True):
+        assert torch.equal(actual, wanted)
+    module.eval()
+    traced = torch.jit.trace(module, x.detach())
+    other = torch.randn(5, 3, 2, 2)
+    assert torch.equal(traced(other), module(other))
+    with torch.inference_mode():
+        assert torch.equal(module(other), module(other.clone()))
 
 
 def test_wrong_arguments():
