@@ -326,6 +326,8 @@ def test_operators(dtype, layout, activation, added):
     train = torch.ops.cbn.batch_norm_train.default
     torch.library.opcheck(train, (x, mean, var, torch.tensor(2), weight, bias, r, 0.1, *after))
     torch.library.opcheck(train, (x, None, None, None, weight, None, r, None, *after))
+    y, *statistics = train(x, None, None, None, weight, None, r, None, *after)
+    assert y.requires_grad and not any(t.requires_grad for t in statistics)
     written = [argument.name for argument in train._schema.arguments if argument.alias_info and argument.alias_info.is_write]
     assert written == ["running_mean", "running_var", "num_batches_tracked"]
 
