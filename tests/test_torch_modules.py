@@ -489,6 +489,7 @@ def test_convert_leaves_what_it_cannot_know():
     assert activations(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()), join=False) == [None]
     assert activations(nn.Sequential(nn.BatchNorm1d(3), nn.GELU(), nn.BatchNorm1d(3), nn.Dropout(), nn.ReLU())) == [None, None]
     assert activations(Uses(nn.BatchNorm1d(3), nn.ReLU())) == [None]
+    assert activations(nn.Sequential(cbn.torch.BatchNorm1d(3, activation="sigmoid"), nn.ReLU())) == ["sigmoid"]
     shared = nn.BatchNorm1d(3)
     assert activations(nn.ModuleList([nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared)])) == [None]
     relu = nn.ReLU()
