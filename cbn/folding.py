@@ -81,7 +81,7 @@ def _folded(weight, bias, bn, order, groups, transposed, before, obstacle, where
     w__giok = _by_group(folded, order, groups, transposed, where)
     g, i, o, *kernel = w__giok.shape
     old_bias = np.zeros(g * o) if bias is None else _vector(bias, "bias", g * o, where)
-    scale, mean, bn_bias = _inference(bn, g * i if before else g * o, where)
+    scale, mean, bn_bias = at_inference(bn, g * i if before else g * o, where)
     if before and getattr(bn, "activation", None) is not None:
         raise ValueError(f"bn: expected a layer without an activation before another layer, got activation={bn.activation!r}")
     if before:
@@ -111,7 +111,7 @@ def _by_group(weight, order, groups, transposed, where):
     return w if transposed else w.swapaxes(1, 2)
 
 
-def _inference(bn, channels, where):
+def at_inference(bn, channels, where):
     """scale, mean and bias, float64 arrays of shape (channels,): at inference bn is (x - mean) * scale + bias."""
     if isinstance(bn, BatchNorm):
         bn = bn._at_inference()
