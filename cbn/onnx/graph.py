@@ -10,6 +10,8 @@ from onnx.reference import ReferenceEvaluator
 OUTPUT = -1     # among the users of a value: the graph's outputs
 CONSTANT = ("Constant", "ConstantOfShape", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose")    # of constants are constant, too
 
+OF_SHAPE = ("Shape", "Size")      # use nothing of a value but its shape
+
 
 class Obstacle(Exception):
     """Why something can't be folded, in words for the report."""
@@ -162,8 +164,8 @@ class Graph:
         raise Obstacle(f"{what} {name!r} is an input, not constant")
 
     def only_user(self, name, what):
-        """The index of the one node that uses a value. Raises Obstacle where there are more, or none."""
-        users = self.users.get(name, [])
+        """The index of the one node that uses a value, but for its shape. Raises Obstacle where there are more, or none."""
+        users = [i for i in self.users.get(name, ()) if i == OUTPUT or op_type(self.nodes[i]) not in OF_SHAPE]
         if OUTPUT in users:
             raise Obstacle(f"the output of {what} is an output of the graph{', too' * (len(users) > 1)}")
         if len(users) > 1:
@@ -179,15 +181,21 @@ class Graph:
         outputs = self.nodes[maker].output
         outputs[list(outputs).index(name)] = node.output[0]
         self.makers[node.output[0]] = maker
+        self._redirect(name, node.output[0])
 
     def remove_before(self, i):
         """Take out node i, whose output has one user, which now uses the node's first input."""
         node = self._take(i)
-        (user,) = self.users.pop(node.output[0])
-        names = self.nodes[user].input
-        names[list(names).index(node.output[0])] = node.input[0]
-        self.users.setdefault(node.input[0], []).append(user)
         del self.makers[node.output[0]]
+        self._redirect(node.output[0], node.input[0])
+
+    def _redirect(self, old, new):
+        """Have the users of a value use another."""
+        users = self.users.pop(old)
+        for user in users:
+            names = self.nodes[user].input
+            names[list(names).index(old)] = new
+        self.users.setdefault(new, []).extend(users)
 
     def _take(self, i):
         node, self.nodes[i] = self.nodes[i], None
