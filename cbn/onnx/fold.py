@@ -110,7 +110,7 @@ def _affine(graph, layers, i, entry):
     node, a = graph.nodes[i], attributes(graph.nodes[i])
     if not is_inference(node, graph.version):
         raise Obstacle("it is in training mode: it normalizes by each batch" + " (its is_test is 0)" * (graph.version < 7))
-    weight, bias, mean, var = (graph.constant(name, f"its {what},") for name, what in zip(node.input[1:], ("scale", "bias", "mean", "variance"), strict=True))
+    weight, bias, mean, var = (graph.constant(name, f"its {what}") for name, what in zip(node.input[1:], ("scale", "bias", "mean", "variance"), strict=True))
     if i in layers:
         weight, bias = layers[i].weight, layers[i].bias
     eps = a.get("epsilon", EPSILON)

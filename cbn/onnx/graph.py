@@ -9,7 +9,6 @@ from onnx.reference import ReferenceEvaluator
 
 OUTPUT = -1     # among the users of a value: the graph's outputs
 CONSTANT = ("Constant", "ConstantOfShape", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose")    # of constants are constant, too
-
 OF_SHAPE = ("Shape", "Size")      # use nothing of a value but its shape
 
 
@@ -146,14 +145,14 @@ class Graph:
         if name in self.initializers:
             tensor = self.initializers[name]
             if name in self.inputs and self.ir_version >= 4:      # before, all initializers had to be inputs, which no runtime overrides
-                raise Obstacle(f"{what} {name!r} is an input with a default, which a caller may override (take it off graph.input to fold)")
+                raise Obstacle(f"{what} ({name}) is an input with a default, which a caller may override (take it off graph.input to fold)")
             if onnx.external_data_helper.uses_external_data(tensor):
-                raise Obstacle(f"{what} {name!r} is in a file that was not loaded")
+                raise Obstacle(f"{what} ({name}) is in a file that was not loaded")
             return numpy_helper.to_array(tensor)
         if name in self.makers:
             node = self.nodes[self.makers[name]]
             if op_type(node) not in CONSTANT:
-                raise Obstacle(f"{what} {name!r} is not constant, but made by {label(node)}")
+                raise Obstacle(f"{what} ({name}) is not constant, but made by {label(node)}")
             values = [self.constant(i, what) if i else None for i in node.input]
             self.constant_makers.add(name)
             graph = onnx.GraphProto(node=[node], input=[onnx.ValueInfoProto(name=i) for i in node.input if i], output=[onnx.ValueInfoProto(name=name)])
@@ -161,7 +160,7 @@ class Graph:
             return np.asarray(ReferenceEvaluator(graph, opsets={"": self.version, "ai.onnx": self.version}).run(None, feed)[0])
         if self.outer and name not in self.inputs:
             return self.outer.constant(name, what)
-        raise Obstacle(f"{what} {name!r} is an input, not constant")
+        raise Obstacle(f"{what} ({name}) is an input, not constant")
 
     def only_user(self, name, what):
         """The index of the one node that uses a value, but for its shape. Raises Obstacle where there are more, or none."""

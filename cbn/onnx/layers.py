@@ -52,7 +52,7 @@ class Layer:
         return len(self.node.input) > k and self.node.input[k] != ""
 
     def _constant(self, k, what):
-        return self.graph.constant(self.node.input[k], f"the {what} of {label(self.node)},")
+        return self.graph.constant(self.node.input[k], f"the {what} of {label(self.node)}")
 
     def take_after(self, affine):
         self._take(self.folded(affine, before=False))
