@@ -85,7 +85,7 @@ class Drawn(Builder):
         for _ in range(int(rng.integers(1, 5))):
             x = rng.choice(blocks)(x)
         x = self.node("GlobalAveragePool", x)
-        x = self.node("Flatten", x)
+        x = self.node("Reshape", x, self.constant([-1, self.channels], np.int64))
         x = rng.choice([self.gemm, self.matmul, self.before_gemm])(x)
         self.output(x, 2)
         return self.model()
