@@ -598,7 +598,7 @@ def test_comparison():
         assert 0 < report.difference < 1e-5 and words in report.compared and f"{report.difference:.2g}" in str(report)
     with pytest.raises(ValueError, match=r"inputs: expected values for \['x2'\], got them for \['y'\]"):
         cbn.onnx.fold(model, inputs={"y": 0})
-    with pytest.raises(Exception, match=""):
+    with pytest.raises(Exception, match="(?i)dimension|index|shape"):       # by whichever runs the model
         cbn.onnx.fold(model, inputs={"x2": np.zeros((2, 3, 5, 5), np.float32)})
     model.graph.node[0].op_type = "Strange"
     _, report = cbn.onnx.fold(model)
