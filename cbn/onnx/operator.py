@@ -34,3 +34,15 @@ def operators():
     wrong in some of these: docs/onnx.md has the list.
     """
     return [BatchNormalization]
+
+
+def runtime_library():
+    """The path of a library for ONNX Runtime 1.17 or later: options.register_custom_ops_library(cbn.onnx.runtime_library()).
+
+    It has an operator of the domain "cbn", version 1: BatchNormalization(X, scale, B, mean, var) at inference, all of float32 or all of float64,
+    with the attributes epsilon (1e-5), activation ("none"; the words of cbn's `activation=`), alpha and beta (the bounds of "clip", the slope of
+    "leaky_relu"). It calls cbn_inference, and has its bits. Only for processes in which cbn has been imported, as it is here.
+    """
+    from . import runtime
+
+    return runtime.__file__
