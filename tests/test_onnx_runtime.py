@@ -1,5 +1,6 @@
-"""Folded ONNX models against ONNX Runtime: drawn graphs by the thousand, and real models that packages ship (run by tests/frameworks.sh)."""
+"""Folded ONNX models against ONNX Runtime: drawn graphs by the thousand, and real models that packages ship. And cbn's operator in ONNX Runtime."""
 
+import concurrent.futures
 import importlib.metadata
 import pathlib
 import statistics
@@ -14,7 +15,9 @@ import onnx_graphs
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+from onnx import helper
 
+import cbn
 import cbn.onnx
 from cbn.onnx.compare import draw, relative
 
@@ -40,11 +43,13 @@ SHIPPED = {
 MODELS = [(package, name) for package, names in SHIPPED.items() for name in names]
 
 
-def session(model, threads=0, optimized=False):
-    """The model as it stands: without ONNX Runtime's optimizations, which fold by themselves."""
+def session(model, threads=0, optimized=False, library=False):
+    """The model as it stands: without ONNX Runtime's optimizations, which fold by themselves. library : with cbn's operators."""
     options, level = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4
+    if library:
+        options.register_custom_ops_library(cbn.onnx.runtime_library())
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -95,6 +100,75 @@ def test_shipped(package, name):
     nudged = unfolded.run(None, {name: np.nextafter(x, np.float32(9)) for name, x in inputs.items()})
     noise = max(map(relative, nudged, expected))        # what one ulp of the input makes: 2e-5 of a detector with steep sigmoids
     assert max(map(relative, session(folded).run(None, inputs), expected)) <= max(1e-5, 3 * noise)
+
+
+def normalization(dtype, **attributes):
+    """A model of one cbn.BatchNormalization."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    node = helper.make_node("BatchNormalization", list("xsbmv"), ["y"], domain="cbn", **attributes)
+    values = [helper.make_tensor_value_info(name, kind, None) for name in "xsbmvy"]
+    graph = helper.make_graph([node], "g", values[:5], values[5:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("cbn", 1)], ir_version=8)
+
+
+def parameters(channels, dtype):
+    rng = np.random.default_rng(channels)
+    return dict(zip("sbmv", (rng.uniform(0.5, 1.5, channels).astype(dtype), *rng.normal(0, 1, (2, channels)).astype(dtype),
+                             rng.uniform(0.5, 2, channels).astype(dtype)), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("attributes, options", [
+    ({}, {"eps": 1e-5}), ({"epsilon": 0.5, "momentum": 0.5}, {"eps": 0.5}), ({"activation": "none"}, {"eps": 1e-5}),
+    *(({"activation": name}, {"activation": name}) for name in ("relu", "relu6", "hard_swish", "sigmoid", "silu")),
+    ({"activation": "clip", "alpha": -0.25, "beta": 0.5}, {"activation": ("clip", -0.25, 0.5)}),
+    ({"activation": "leaky_relu", "alpha": 0.125}, {"activation": ("leaky_relu", 0.125)}),
+])
+def test_operator_library(dtype, attributes, options):
+    """The bits of cbn.batch_norm, in shapes of all kinds."""
+    runs = session(normalization(dtype, **attributes), library=True)
+    for shape in (2, 5), (3, 4, 7), (2, 64, 9, 9), (1, 3, 2, 5, 4), (0, 3, 4), (2, 0, 3), (2, 3, 0):
+        x, p = np.random.default_rng(0).normal(0, 2, shape).astype(dtype), parameters(shape[1], dtype)
+        (y,) = runs.run(None, {"x": x, **p})
+        expected = cbn.batch_norm(x, p["m"], p["v"], p["s"], p["b"], **{"eps": 1e-5} | options | {"eps": float(np.float32(options.get("eps", 1e-5)))})
+        assert y.dtype == dtype and y.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("attributes, words", [
+    ({"activation": "gelu"}, "activation: expected none, relu"), ({"activation": "relu" * 99}, "activation: expected none, relu"),
+    ({"activation": ""}, "activation: expected none, relu"), ({"activation": "clip", "alpha": 2.0, "beta": 1.0}, "alpha or beta"),
+    ({"epsilon": -1.0}, "epsilon"),
+])
+def test_operator_library_wrong_attributes(attributes, words):
+    with pytest.raises(Exception, match=words):
+        session(normalization(np.float32, **attributes), library=True).run(None, {"x": np.ones((2, 3), np.float32), **parameters(3, np.float32)})
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"v": np.float32([1, -1, 1])}, "var: expected non-negative values"), ({"m": np.zeros(4, np.float32)}, r"input 3: expected shape \(3,\)"),
+    ({"s": np.zeros((1, 3), np.float32)}, r"input 1: expected shape \(3,\)"), ({"x": np.zeros(3, np.float32)}, "X: expected 2 to 32 dimensions"),
+    ({"x": np.zeros([1] * 33, np.float32)}, "X: expected 2 to 32 dimensions"), ({"b": np.zeros(3)}, "type"),
+])
+def test_operator_library_wrong_inputs(change, words):
+    with pytest.raises(Exception, match=words):
+        session(normalization(np.float32), library=True).run(None, {"x": np.ones((2, 3), np.float32), **parameters(3, np.float32)} | change)
+
+
+def test_operator_library_in_a_model_and_many_threads():
+    """A model whose batch normalizations are cbn's instead, run by several threads at once."""
+    model = shipped("onnx", "light_densenet121")
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    for node in own.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.domain = "cbn"
+    own.opset_import.append(helper.make_opsetid("cbn", 1))
+    inputs, runs = draw(model), session(own, library=True)
+    (expected,) = session(model).run(None, inputs)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = [result for (result,) in pool.map(lambda _: runs.run(None, inputs), range(8))]
+    assert relative(results[0], expected) <= 1e-5
+    assert all(np.array_equal(result, results[0]) for result in results)
 
 
 def inputs_for(model, size):

@@ -31,16 +31,17 @@ def fold(model, *, inputs=None, compare=True):
         to each batch normalization or why it was left.
     Raises TypeError for another model, ValueError for inputs that the model doesn't have, and what onnx.load raises.
     """
-    if isinstance(model, (str, os.PathLike)):
-        original = onnx.load(model)
-    elif isinstance(model, onnx.ModelProto):
-        original = model
-    else:
+    loaded = isinstance(model, (str, os.PathLike))
+    if not loaded and not isinstance(model, onnx.ModelProto):
         raise TypeError(f"model: expected an onnx.ModelProto or a path, got {type(model).__name__}")
+    original = onnx.load(model) if loaded else model
     if inputs is not None:
         _check_inputs(original, inputs)
-    model = onnx.ModelProto()
-    model.CopyFrom(original)
+    if compare or not loaded:
+        model = onnx.ModelProto()
+        model.CopyFrom(original)
+    else:       # nobody else has it, and it may be large
+        model = original
     graph = Graph(model.graph, infer_shapes(model), model)
     copies = []
     nodes = _fold_graph(graph, copies)
@@ -99,7 +100,7 @@ def _attempt(graph, layers, i, entry, into, where):
         entry.reason = str(obstacle)
         return
     try:
-        entry.into = label(into(graph, layers, i, affine).node)
+        entry.into = f"{label(into(graph, layers, i, affine).node)}, {where} it"
         entry.reason = None
     except (Obstacle, ValueError, TypeError) as obstacle:       # the latter two of fold_conv and fold_linear, for shapes that don't fit
         entry.reason = f"{entry.reason}; {where} it: {obstacle}" if entry.reason else f"{where} it: {obstacle}"

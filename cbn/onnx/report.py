@@ -10,7 +10,7 @@ class Node:
     """One BatchNormalization of the model.
 
     name : its name, or that of its output where it has none.
-    into : the node that took it over, or None.
+    into : the node that took it over and whether that is before it or after it, or None.
     reason : why it was left, or None.
     change : the largest |scale - 1|, where scale = weight / sqrt(running_var + epsilon); None where these are unknown.
     quiet : the channels with next to no variance, running_var < epsilon: epsilon decides their scale.
