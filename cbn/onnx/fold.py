@@ -100,7 +100,7 @@ def _attempt(graph, layers, i, entry, into, where):
         entry.reason = str(obstacle)
         return
     try:
-        entry.into = f"{label(into(graph, layers, i, affine).node)}, {where} it"
+        entry.into = f"{into(graph, layers, i, affine).label}, {where} it"
         entry.reason = None
     except (Obstacle, ValueError, TypeError) as obstacle:       # the latter two of fold_conv and fold_linear, for shapes that don't fit
         entry.reason = f"{entry.reason}; {where} it: {obstacle}" if entry.reason else f"{where} it: {obstacle}"
@@ -209,5 +209,5 @@ def _initializer(graph, layer, k, old, array, slots, known, copies):
     if graph.outer is None and graph.ir_version < 4:
         graph.proto.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     if k == layer.weight_input and (known or others):
-        copies.append(f"{label(layer.node)} has a weight of its own now, {array.nbytes} bytes, as others use {old!r} too")
+        copies.append(f"{layer.label} has a weight of its own now, {array.nbytes} bytes, as others use {old!r} too")
     return tensor.name

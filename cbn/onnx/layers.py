@@ -35,13 +35,13 @@ class Layer:
     inputs = weight_input, bias_input = 1, 2
 
     def __init__(self, graph, i):
-        self.graph, self.i, self.node = graph, i, graph.nodes[i]
+        self.graph, self.i, self.node, self.label = graph, i, graph.nodes[i], label(graph.nodes[i])
         self.attributes = attributes(self.node)
         self.weight = self._constant(self.weight_input, "weight")
         self.bias = self._constant(self.bias_input, "bias") if self._has(self.bias_input) else None
         self.dtype = self.weight.dtype
         if self.dtype.kind != "f" and self.dtype.name != "bfloat16":
-            raise Obstacle(f"the weight of {label(self.node)} is of type {self.dtype}")
+            raise Obstacle(f"the weight of {self.label} is of type {self.dtype}")
         self.weight = self.weight.astype(np.float64)
         self.read()
 
@@ -52,7 +52,7 @@ class Layer:
         return len(self.node.input) > k and self.node.input[k] != ""
 
     def _constant(self, k, what):
-        return self.graph.constant(self.node.input[k], f"the {what} of {label(self.node)}")
+        return self.graph.constant(self.node.input[k], f"the {what} of {self.label}")
 
     def take_after(self, affine):
         self._take(self.folded(affine, before=False))
@@ -65,9 +65,9 @@ class Layer:
         info = ml_dtypes.finfo(self.dtype)
         for array in folded[:2]:
             if not (abs(array) <= float(info.max)).all():
-                raise Obstacle(f"the folded {label(self.node)} overflows {self.dtype}, or isn't finite")
+                raise Obstacle(f"the folded {self.label} overflows {self.dtype}, or isn't finite")
         if 0 < abs(folded[0]).max(initial=0) < float(info.tiny):
-            raise Obstacle(f"the folded weights of {label(self.node)} are too small for {self.dtype}")
+            raise Obstacle(f"the folded weights of {self.label} are too small for {self.dtype}")
         self.weight, self.bias = folded[:2]
 
     def arrays(self):
@@ -89,10 +89,10 @@ class Convolution(Layer):
         transposed, shift = op_type(self.node) == "ConvTranspose", affine.bias - affine.mean * affine.scale
         if before and shift.any():
             if transposed:
-                raise Obstacle(f"each output of {label(self.node)}, transposed, would be shifted by another sum over its kernel")
+                raise Obstacle(f"each output of {self.label}, transposed, would be shifted by another sum over its kernel")
             same = self.attributes.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER") and max(self.weight.shape[2:]) > 1
             if same or any(self.attributes.get("pads", ())):
-                raise Obstacle(f"{label(self.node)} pads with zeros, which would be shifted, too")
+                raise Obstacle(f"{self.label} pads with zeros, which would be shifted, too")
         return fold_conv(self.weight, self.bias, affine.as_bn(), groups=self.attributes.get("group", 1), transposed=transposed, before=before, padding=0)
 
 
@@ -106,7 +106,7 @@ class Gemm(Layer):
         out = self.weight.shape[self.order == "tensorflow"]
         if self.bias is not None:
             if self.bias.size > 1 and self.bias.shape not in ((out,), (1, out)):
-                raise Obstacle(f"the bias of {label(self.node)} is of shape {self.bias.shape}, not one value for each of {out} outputs")
+                raise Obstacle(f"the bias of {self.label} is of shape {self.bias.shape}, not one value for each of {out} outputs")
             self.bias = np.broadcast_to(self.bias.astype(np.float64).reshape(-1), out) * self.attributes.get("beta", 1.0)
         self.weight = self.weight * self.attributes.get("alpha", 1.0)
 
@@ -129,10 +129,10 @@ class MatMul(Layer):
 
     def read(self):
         if self.weight.ndim != 2:
-            raise Obstacle(f"the weight of {label(self.node)} has {self.weight.ndim} dimensions, not 2")
+            raise Obstacle(f"the weight of {self.label} has {self.weight.ndim} dimensions, not 2")
         shape = self.graph.shape(self.node.input[0])
         if shape is None or len(shape) < 2:
-            raise Obstacle(f"nothing says how many dimensions the input of {label(self.node)} has")
+            raise Obstacle(f"nothing says how many dimensions the input of {self.label} has")
         self.axis = self.input_axis = len(shape) - 1
 
     def folded(self, affine, before):
@@ -162,9 +162,9 @@ class Normalization(Layer):
 
     def read(self):
         if not is_inference(self.node, self.graph.version):
-            raise Obstacle(f"{label(self.node)} is in training mode")
+            raise Obstacle(f"{self.label} is in training mode")
         if self.weight.ndim != 1:
-            raise Obstacle(f"{label(self.node)} has a weight of shape {self.weight.shape}")
+            raise Obstacle(f"{self.label} has a weight of shape {self.weight.shape}")
 
     def folded(self, affine, before):
         return self.weight * affine.scale, (self.bias - affine.mean) * affine.scale + affine.bias
