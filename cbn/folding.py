@@ -94,7 +94,16 @@ def _folded(weight, bias, bn, order, groups, transposed, before, obstacle, where
         new_bias = (old_bias - mean) * scale + bn_bias
     w__giok *= scale.reshape(g, i if before else 1, 1 if before else o, *[1] * len(kernel))
     dtype = weight.dtype.newbyteorder("=")
-    return Folded(folded.astype(dtype, copy=False), new_bias.astype(dtype, copy=False), float(abs(scale - 1).max(initial=0)))
+    return Folded(rounded(folded, dtype), rounded(new_bias, dtype), float(abs(scale - 1).max(initial=0)))
+
+
+def rounded(a, dtype):
+    """An array of float64 in another type, rounded once: on the way to bfloat16, in float32, of the two beside a number the odd one is taken."""
+    if dtype.name == "bfloat16":
+        near = a.astype(np.float32)
+        bits = near.view(np.int32)
+        a = np.where(near == a, bits, (bits - (abs(near) > abs(a))) | 1).view(np.float32)
+    return a.astype(dtype, copy=False)
 
 
 def _by_group(weight, order, groups, transposed, where):

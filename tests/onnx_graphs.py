@@ -1,7 +1,6 @@
 """Draws ONNX graphs with batch normalizations, and knows of each whether folding may take it."""
 
 import numpy as np
-import onnx
 from onnx import helper, numpy_helper
 
 ACTIVATIONS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSwish", "swish", "hard_swish_pieces", "Tanh")

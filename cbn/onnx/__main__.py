@@ -26,7 +26,7 @@ def save(model, path, external):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m cbn.onnx", description="Batch normalization in ONNX models.")
     command = parser.add_subparsers(dest="command", required=True).add_parser(
-        "fold", help="fold batch normalizations into the layers beside them", description="Fold batch normalizations into the layers beside them.")
+        "fold", help="fold batch normalizations into the layers beside them")
     command.add_argument("IN", help="the model; files of external data are read, too")
     command.add_argument("OUT", help="where the folded model goes; with external data, where IN has them or it is large, in OUT.data")
     command.add_argument("--no-compare", action="store_true", help="don't run both models on drawn inputs")
@@ -34,7 +34,8 @@ def main(arguments=None):
     if os.path.exists(options.OUT) and os.path.samefile(options.IN, options.OUT):
         parser.error("OUT: expected another file than IN")
     try:
-        external = any(onnx.external_data_helper.uses_external_data(t) for t in onnx.load(options.IN, load_external_data=False).graph.initializer)
+        tensors = onnx.load(options.IN, load_external_data=False).graph.initializer
+        external = any(map(onnx.external_data_helper.uses_external_data, tensors))
         model, report = fold(options.IN, compare=not options.no_compare)
     except Exception as error:      # no such file, not a model, external data that are missing
         sys.exit(f"IN: {options.IN} can't be read: {error or type(error).__name__}")

@@ -18,7 +18,8 @@ def draw(model, seed=0):
         if not v.type.HasField("tensor_type"):
             raise ValueError(f"inputs: expected a value for {v.name!r}, as only tensors can be drawn")
         dims = v.type.tensor_type.shape.dim
-        shape = [d.dim_value if d.dim_value > 0 else symbols.setdefault(d.dim_param or (v.name, k), SYMBOLIC[k > 0]) for k, d in enumerate(dims)]
+        shape = [d.dim_value if d.dim_value > 0 else symbols.setdefault(d.dim_param or (v.name, k), SYMBOLIC[k > 0])
+                 for k, d in enumerate(dims)]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
         floats = dtype.kind == "f" or dtype.name == "bfloat16"
         drawn[v.name] = np.asarray(rng.standard_normal(shape) if floats else rng.integers(0, 2, shape)).astype(dtype)

@@ -18,11 +18,12 @@ EPSILON = float(np.float32(1e-5))       # ONNX's default, as runtimes have it
 
 
 def fold(model, *, inputs=None, compare=True):
-    """Fold the batch normalizations of an ONNX model into the Conv, ConvTranspose, Gemm or MatMul (+ Add) beside them, where outputs stay the same.
+    """Fold the batch normalizations of an ONNX model into the layers beside them, where outputs stay the same to rounding.
 
-    A batch normalization is folded into the layer before it, also past Identity, Transpose, reshapes that keep channels apart and Pads that it leaves
-    as they are; else into the layer after it; else into a batch normalization before it. Arithmetic is float64, rounded once. Subgraphs
-    of If, Loop and Scan are folded, too. Where a node that uses the same weight stays as it was, the folded layer gets a copy of its own.
+    Layers are Conv, ConvTranspose, Gemm and MatMul, with an Add of a constant or without. A batch normalization is folded into the layer (or
+    batch normalization) before it, also past Identity, Transpose, reshapes that keep channels apart, and Pads whose values it would leave as
+    they are; else into the layer after it. Arithmetic is float64, rounded once. Subgraphs of If, Loop and Scan are folded, too. A layer
+    whose weight another node uses as well gets a copy of its own.
 
     model : onnx.ModelProto (unchanged), or the path of a file, whose external data are loaded too.
     inputs : {name: array} to compare outputs with; None draws such, of 2 where the first dimension has no number, and 64 for others.
@@ -54,7 +55,7 @@ def fold(model, *, inputs=None, compare=True):
         except Exception as error:      # whatever keeps a model from running, such as drawn inputs that it has no use for
             if inputs is not None:
                 raise
-            report.compared = f"not compared, as it doesn't run on drawn inputs: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            report.compared = f"not compared, as it doesn't run on drawn inputs: {type(error).__name__}: {str(error).partition('\n')[0]}"
     return model, report
 
 
@@ -111,7 +112,8 @@ def _affine(graph, layers, i, entry):
     node, a = graph.nodes[i], attributes(graph.nodes[i])
     if not is_inference(node, graph.version):
         raise Obstacle("it is in training mode: it normalizes by each batch" + " (its is_test is 0)" * (graph.version < 7))
-    weight, bias, mean, var = (graph.constant(name, f"its {what}") for name, what in zip(node.input[1:], ("scale", "bias", "mean", "variance"), strict=True))
+    parameters = zip(node.input[1:], ("scale", "bias", "mean", "variance"), strict=True)
+    weight, bias, mean, var = (graph.constant(name, f"its {what}") for name, what in parameters)
     if i in layers:
         weight, bias = layers[i].weight, layers[i].bias
     eps = a.get("epsilon", EPSILON)
@@ -137,7 +139,7 @@ def _into_before(graph, layers, i, affine):
             layer = layers[k] if k in layers else LAYERS[op_type(node)](graph, k)
             if layer.axis != axis:
                 raise Obstacle(f"the channels of {label(node)} are along another axis")
-            layer.take_after(affine)
+            layer.take(affine, before=False)
             layers[k] = layer
             for j, source in added:
                 graph.remove_after(j, source)
@@ -152,7 +154,8 @@ def _into_before(graph, layers, i, affine):
             source = node.input[0]
         graph.only_user(value, label(node))
         value = source
-    raise Obstacle(f"no layer, but {value!r}, " + ("an input" if value in graph.inputs else "a constant" if value in graph.initializers else "from outside its subgraph"))
+    origin = "an input" if value in graph.inputs else "a constant" if value in graph.initializers else "from outside its subgraph"
+    raise Obstacle(f"no layer, but {value!r}, {origin}")
 
 
 def _into_after(graph, layers, i, affine):
@@ -167,7 +170,7 @@ def _into_after(graph, layers, i, affine):
             layer = layers[k] if k in layers else LAYERS[op_type(node)](graph, k)
             if layer.input_axis != axis:
                 raise Obstacle(f"the input channels of {label(node)} are along another axis")
-            layer.take_before(affine)
+            layer.take(affine, before=True)
             layers[k] = layer
             graph.remove_before(i)
             return layer
@@ -188,7 +191,8 @@ def _finish(graph, layers, copies):
         for k, array in layer.arrays().items():
             old = layer.node.input[k] if k < len(layer.node.input) else ""
             known = made.setdefault(old, []) if old else []
-            names[k] = next((name for a, name in known if a.dtype == array.dtype and a.shape == array.shape and a.tobytes() == array.tobytes()), None)
+            same = (name for a, name in known if (a.dtype, a.shape, a.tobytes()) == (array.dtype, array.shape, array.tobytes()))
+            names[k] = next(same, None)
             if names[k] is None:
                 names[k] = _initializer(graph, layer, k, old, array, slots, known, copies)
                 known.append((array, names[k]))
@@ -196,7 +200,7 @@ def _finish(graph, layers, copies):
 
 
 def _initializer(graph, layer, k, old, array, slots, known, copies):
-    """The name of an initializer of this value: the old one, replaced, where only folded layers used it and it keeps its shape, or a new one."""
+    """The name of an initializer of this value: the old one, replaced, where only folded layers used it and its shape stays; or a new one."""
     tensor = numpy_helper.from_array(array)
     others = sorted(graph.users.get(old, [])) != sorted(other.i for other, _ in slots.get(old, []))
     kept = graph.initializers.get(old)

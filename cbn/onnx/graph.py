@@ -8,8 +8,8 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 OUTPUT = -1     # among the users of a value: the graph's outputs
-CONSTANT = ("Constant", "ConstantOfShape", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose")    # of constants are constant, too
-OF_SHAPE = ("Shape", "Size")      # use nothing of a value but its shape
+CONSTANT = ("Constant", "ConstantOfShape", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose")    # where their inputs are
+OF_SHAPE = ("Shape", "Size")    # use nothing of a value but its shape
 
 
 class Obstacle(Exception):
@@ -155,9 +155,10 @@ class Graph:
                 raise Obstacle(f"{what} ({name}) is not constant, but made by {label(node)}")
             values = [self.constant(i, what) if i else None for i in node.input]
             self.constant_makers.add(name)
-            graph = onnx.GraphProto(node=[node], input=[onnx.ValueInfoProto(name=i) for i in node.input if i], output=[onnx.ValueInfoProto(name=name)])
             feed = {i: v for i, v in zip(node.input, values, strict=True) if i}
-            return np.asarray(ReferenceEvaluator(graph, opsets={"": self.version, "ai.onnx": self.version}).run(None, feed)[0])
+            graph = onnx.GraphProto(node=[node], input=[onnx.ValueInfoProto(name=i) for i in feed], output=[onnx.ValueInfoProto(name=name)])
+            graph.node[0].domain = ""
+            return np.asarray(ReferenceEvaluator(graph, opsets={"": self.version}).run(None, feed)[0])
         if self.outer and name not in self.inputs:
             return self.outer.constant(name, what)
         raise Obstacle(f"{what} ({name}) is an input, not constant")
@@ -217,8 +218,8 @@ class Graph:
         for inner in self.inner:
             inner.clean()
         self.index()
-        while idle := [i for i, node in enumerate(self.nodes) if self.constant_makers & {*node.output} and not any(map(self.users.get, node.output))]:
-            for i in reversed(idle):
+        while idle := {self.makers[name] for name in self.constant_makers & {*self.makers} if not self.users.get(name)}:
+            for i in sorted(idle, reverse=True):
                 del self.proto.node[i]
             self.index()
         inputs_kept = self.inputs if self.ir_version >= 4 else ()

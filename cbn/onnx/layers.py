@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from ..folding import fold_conv, fold_linear
+from ..folding import fold_conv, fold_linear, rounded
 from .graph import Obstacle, attributes, is_inference, label, op_type
 
 
@@ -54,15 +54,9 @@ class Layer:
     def _constant(self, k, what):
         return self.graph.constant(self.node.input[k], f"the {what} of {self.label}")
 
-    def take_after(self, affine):
-        self._take(self.folded(affine, before=False))
-
-    def take_before(self, affine):
-        self._take(self.folded(affine, before=True))
-
-    def _take(self, folded):
-        """Have this weight and bias, if they are numbers of the layer's type."""
-        info = ml_dtypes.finfo(self.dtype)
+    def take(self, affine, before):
+        """Take over a batch normalization after the layer, or before it. Raises Obstacle, and leaves the layer as it was, where it can't."""
+        folded, info = self.folded(affine, before), ml_dtypes.finfo(self.dtype)
         for array in folded[:2]:
             if not (abs(array) <= float(info.max)).all():
                 raise Obstacle(f"the folded {self.label} overflows {self.dtype}, or isn't finite")
@@ -72,7 +66,7 @@ class Layer:
 
     def arrays(self):
         """{number of the input: array} as the node is to have them, rounded."""
-        return {self.weight_input: self.weight.astype(self.dtype), self.bias_input: self.bias.astype(self.dtype)}
+        return {self.weight_input: rounded(self.weight, self.dtype), self.bias_input: rounded(self.bias, self.dtype)}
 
     def finish(self, names):
         """Have the node use initializers of these names: {number of the input: name}."""
@@ -93,7 +87,8 @@ class Convolution(Layer):
             same = self.attributes.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER") and max(self.weight.shape[2:]) > 1
             if same or any(self.attributes.get("pads", ())):
                 raise Obstacle(f"{self.label} pads with zeros, which would be shifted, too")
-        return fold_conv(self.weight, self.bias, affine.as_bn(), groups=self.attributes.get("group", 1), transposed=transposed, before=before, padding=0)
+        groups = self.attributes.get("group", 1)
+        return fold_conv(self.weight, self.bias, affine.as_bn(), groups=groups, transposed=transposed, before=before, padding=0)
 
 
 class Gemm(Layer):

@@ -28,10 +28,10 @@ class BatchNormalization(OpRun):
 
 
 def operators():
-    """Operators for onnx.reference.ReferenceEvaluator(model, new_ops=cbn.onnx.operators()): BatchNormalization of opsets 1, 6, 7, 9, 14 and 15.
+    """Operators for onnx.reference.ReferenceEvaluator(model, new_ops=cbn.onnx.operators()): BatchNormalization of every opset.
 
-    It computes in training mode, too, in float16, bfloat16, float32 and float64: statistics in float64, results rounded once. The evaluator's own is
-    wrong in some of these: docs/onnx.md has the list.
+    That is of opsets 1, 6, 7, 9, 14 and 15, at inference and in training mode, in float16, bfloat16, float32 and float64. The evaluator's own
+    is wrong in some of these: docs/onnx.md has the list.
     """
     return [BatchNormalization]
 
@@ -39,9 +39,9 @@ def operators():
 def runtime_library():
     """The path of a library for ONNX Runtime 1.17 or later: options.register_custom_ops_library(cbn.onnx.runtime_library()).
 
-    It has an operator of the domain "cbn", version 1: BatchNormalization(X, scale, B, mean, var) at inference, all of float32 or all of float64,
-    with the attributes epsilon (1e-5), activation ("none"; the words of cbn's `activation=`), alpha and beta (the bounds of "clip", the slope of
-    "leaky_relu"). It calls cbn_inference, and has its bits. Only for processes in which cbn has been imported, as it is here.
+    It has an operator of the domain "cbn", version 1: BatchNormalization(X, scale, B, mean, var) at inference, all float32 or all float64, of
+    the bits of cbn.batch_norm. Its attributes are epsilon (1e-5), activation ("none"; a word of cbn's `activation=`), alpha and beta (the
+    bounds of "clip"; alpha is the slope of "leaky_relu"). It is only for this process, as it calls into cbn's modules.
     """
     from . import runtime
 

@@ -1,11 +1,10 @@
-"""What may stand between a layer and a batch normalization: nodes that leave each channel's values as they are, only elsewhere, or add a constant."""
+"""What may stand between a layer and a batch normalization: nodes that move a channel's values elsewhere, or add a constant to them."""
 
 import math
 
 import numpy as np
 
 from .graph import Obstacle, attributes, label, op_type
-from .layers import Affine
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -13,7 +12,7 @@ RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def through(graph, node, axis, affine, back):
     """Take a batch normalization along the given axis from one side of a node to the other, back to its input or on to its output.
 
-    Returns (axis, affine, source) there, and the input that goes through the node. Raises Obstacle where this is no batch normalization any more.
+    Returns (axis, affine) there. Raises Obstacle where it is none on the other side.
     """
     kind = op_type(node)
     if kind == "Identity":
@@ -41,9 +40,10 @@ def addend(graph, node, axis, channels):
             constant = graph.constant(name, "")
         except Obstacle:
             continue
-        rank = len(_shape(graph, source, node)) if constant.size > 1 else 1
-        if constant.size > 1 and (constant.ndim > rank or constant.shape != tuple(channels if d == axis else 1 for d in range(rank))[rank - constant.ndim:]):
-            raise Obstacle(f"{label(node)} adds a constant of shape {constant.shape}, not one value a channel")
+        if constant.size > 1:
+            per_channel = tuple(channels if d == axis else 1 for d in range(len(_shape(graph, source, node))))
+            if constant.shape not in (per_channel[d:] for d in range(len(per_channel))):
+                raise Obstacle(f"{label(node)} adds a constant of shape {constant.shape}, not one value a channel")
         return source, np.broadcast_to(constant.astype(np.float64).reshape(-1), channels)
     raise obstacle
 
