@@ -150,7 +150,8 @@ def test_operator_library_wrong_attributes(attributes, words):
 @pytest.mark.parametrize("change, words", [
     ({"v": np.float32([1, -1, 1])}, "var: expected non-negative values"), ({"m": np.zeros(4, np.float32)}, r"input 3: expected shape \(3,\)"),
     ({"s": np.zeros((1, 3), np.float32)}, r"input 1: expected shape \(3,\)"), ({"b": np.zeros(3)}, "type"),
-    ({"x": np.zeros(3, np.float32)}, "X: expected 2 to 32 dimensions"), ({"x": np.zeros([1] * 33, np.float32)}, "X: expected 2 to 32 dimensions"),
+    ({"x": np.zeros(3, np.float32)}, "X: expected 2 to 32 dimensions"),
+    ({"x": np.zeros([1] * 33, np.float32)}, "X: expected 2 to 32 dimensions"),
 ])
 def test_operator_library_wrong_inputs(change, words):
     with pytest.raises(Exception, match=words):

@@ -55,7 +55,8 @@ def fold(model, *, inputs=None, compare=True):
         except Exception as error:      # whatever keeps a model from running, such as drawn inputs that it has no use for
             if inputs is not None:
                 raise
-            report.compared = f"not compared, as it doesn't run on drawn inputs: {type(error).__name__}: {str(error).partition('\n')[0]}"
+            what, *_ = str(error).splitlines() or [""]
+            report.compared = f"not compared, as it doesn't run on drawn inputs: {type(error).__name__}: {what}"
     return model, report
 
 
