@@ -83,7 +83,7 @@ class Convolution(Layer):
         transposed, shift = op_type(self.node) == "ConvTranspose", affine.bias - affine.mean * affine.scale
         if before and shift.any():
             if transposed:
-                raise Obstacle(f"each output of {self.label}, transposed, would be shifted by another sum over its kernel")
+                raise Obstacle(f"{self.label} is transposed: each of its outputs would be shifted by another part of its kernel")
             same = self.attributes.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER") and max(self.weight.shape[2:]) > 1
             if same or any(self.attributes.get("pads", ())):
                 raise Obstacle(f"{self.label} pads with zeros, which would be shifted, too")
