@@ -372,6 +372,7 @@ def test_add_of_something_else():
     for shape in [3], [2, 6, 1, 1], [1, 1, 3, 3]:
         built(lambda b, shape=shape: b.bn(b.node("Add", conv(b), b.normal(shape)), 6), False)
     built(lambda b: b.bn(b.node("Add", conv(b), b.input([2, 6, 3, 3])), 6), False)
+    built(lambda b: b.bn(b.node("Add", b.normal([6, 1, 1]), b.node("Identity", b.node("Add", conv(b), b.normal([1, 6, 1, 1])))), 6), True)
     _, _, report = built(lambda b: b.bn(b.node("Add", conv(b, out=5, kernel=1), b.normal([5])), 5), False)     # 5 channels, of width 5
     assert "not one value a channel" in reason(report)
 
@@ -675,9 +676,14 @@ def test_command(external, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (["fold", "{0}/none.onnx", "{0}/out.onnx"], "none.onnx can't be read: "), (["fold", "{0}/junk", "{0}/out.onnx"], "junk can't be read"),
     (["fold", "{0}/junk", "{0}/junk"], "expected another file than IN"), (["fold"], "required"), ([], "required"),
+    (["fold", "{0}/missing.onnx", "{0}/out.onnx"], "missing.onnx can't be read"), (["fold", "{0}/in.onnx", "{0}/none/out.onnx"], "can't be written"),
 ])
 def test_command_misused(arguments, words, tmp_path, capsys):
     (tmp_path / "junk").write_text("no model")
+    model, _ = normalized()
+    onnx.save(model, tmp_path / "in.onnx")
+    onnx.save(model, tmp_path / "missing.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
     with pytest.raises(SystemExit) as exit:
         main([a.format(tmp_path) for a in arguments])
     assert words in str(exit.value) + capsys.readouterr().err
