@@ -676,7 +676,8 @@ def test_command(external, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (["fold", "{0}/none.onnx", "{0}/out.onnx"], "none.onnx can't be read: "), (["fold", "{0}/junk", "{0}/out.onnx"], "junk can't be read"),
     (["fold", "{0}/junk", "{0}/junk"], "expected another file than IN"), (["fold"], "required"), ([], "required"),
-    (["fold", "{0}/missing.onnx", "{0}/out.onnx"], "missing.onnx can't be read"), (["fold", "{0}/in.onnx", "{0}/none/out.onnx"], "can't be written"),
+    (["fold", "{0}/missing.onnx", "{0}/out.onnx"], "missing.onnx can't be read"),
+    (["fold", "{0}/in.onnx", "{0}/none/out.onnx"], "can't be written"),
 ])
 def test_command_misused(arguments, words, tmp_path, capsys):
     (tmp_path / "junk").write_text("no model")

@@ -29,7 +29,7 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fold", help="fold batch normalizations into the layers beside them")
     command.add_argument("IN", help="the model; files of external data are read, too")
-    command.add_argument("OUT", help="where the folded model goes; its weights to OUT.data, where IN has such a file or they are more than 2 GB")
+    command.add_argument("OUT", help="the folded model; its weights go to OUT.data, where IN has such a file or they are more than 2 GB")
     command.add_argument("--no-compare", action="store_true", help="don't run both models on drawn inputs")
     options = parser.parse_args(arguments)
     if os.path.exists(options.OUT) and os.path.exists(options.IN) and os.path.samefile(options.IN, options.OUT):
