@@ -12,11 +12,8 @@ def activation_after(graph, name):
     users = sorted(set(graph.users.get(name, ())))
     if not users or OUTPUT in users or len(users) > 2:
         return None
-    nodes = [graph.nodes[i] for i in users]
-    if len(nodes) == 1:
-        return _of_one(graph, nodes[0])
-    gate, scale = (nodes[0], nodes[1]) if op_type(nodes[1]) in ("Mul", "Div") and name in nodes[1].input else nodes[::-1]
-    return _gated(graph, name, gate, scale)
+    first, *second = [graph.nodes[i] for i in users]
+    return _gated(graph, name, first, *second) if second else _of_one(graph, first)
 
 
 def _of_one(graph, node):
@@ -34,43 +31,46 @@ def _of_one(graph, node):
 
 
 def _gated(graph, name, gate, product):
-    """x * sigmoid(x), x * hardsigmoid(x), x * clip(x + 3, 0, 6) / 6 with the division anywhere: what x times a gate of x is."""
-    if op_type(product) != "Mul" or sorted(product.input).count(name) != 1:
+    """What x times a gate of x is: x * sigmoid(x), x * hardsigmoid(x), or x * clip(x + 3, 0, 6) / 6 with the division anywhere."""
+    if op_type(product) != "Mul" or list(product.input).count(name) != 1:
         return None
-    factor = 1.0
-    kind, a = op_type(gate), attributes(gate)
-    if kind == "Sigmoid" and gate.output[0] in product.input:
+    kind, a, after = op_type(gate), attributes(gate), _next(graph, gate.output[0])
+    if kind == "Sigmoid" and after is product:
         return "silu"
-    if kind == "HardSigmoid" and gate.output[0] in product.input:
-        return "hard_swish" if abs(a.get("alpha", 0.2) - 1 / 6) < 1e-3 and a.get("beta", 0.5) == 0.5 else None
-    if kind != "Add" or _constant(graph, gate, name) != 3:
+    if kind == "HardSigmoid" and after is product:
+        return "hard_swish" if _is_sixth(a.get("alpha", 0.2)) and a.get("beta", 0.5) == 0.5 else None
+    if kind != "Add" or _constant(graph, gate, name) != 3 or after is None or op_type(after) != "Clip" or _clip(graph, after) != (0, 6):
         return None
-    clip = _next(graph, gate.output[0])
-    if clip is None or op_type(clip) != "Clip" or _clip(graph, clip) != (0, 6):
+    value, factor = after.output[0], 1.0
+    if _next(graph, value) is not product:
+        factor, value = _scaling(graph, value)
+    if _next(graph, value) is not product:
         return None
-    value = clip.output[0]
-    if value not in product.input:                                  # x * (clip(x + 3, 0, 6) / 6)
-        factor, value = _scaling(graph, _next(graph, value), value)
-    if value not in product.input:
-        return None
-    if factor == 1.0:                                               # (x * clip(x + 3, 0, 6)) / 6
-        factor, _ = _scaling(graph, _next(graph, product.output[0]), product.output[0])
-    return "hard_swish" if abs(factor - 1 / 6) < 1e-3 else None
+    if factor == 1.0:
+        factor, _ = _scaling(graph, product.output[0])
+    return "hard_swish" if _is_sixth(factor) else None
+
+
+def _is_sixth(number):
+    """As float16 has it, too."""
+    return abs(number - 1 / 6) < 1e-3
 
 
 def _next(graph, name):
+    """The only user of a value, or None."""
     users = graph.users.get(name, [])
     return graph.nodes[users[0]] if len(users) == 1 and users[0] != OUTPUT else None
 
 
-def _scaling(graph, node, name):
-    """(factor, output) of a node that multiplies or divides a value by a constant; (0, None) for another."""
-    if node is None or op_type(node) not in ("Mul", "Div"):
-        return 0.0, None
-    c = _constant(graph, node, name)
-    if c is None or op_type(node) == "Div" and (node.input[0] != name or c == 0):
-        return 0.0, None
-    return (1 / c if op_type(node) == "Div" else c), node.output[0]
+def _scaling(graph, name):
+    """(factor, output) of the node that multiplies or divides a value by a constant; (0, None) where another or none follows."""
+    node = _next(graph, name)
+    c = _constant(graph, node, name) if node is not None and op_type(node) in ("Mul", "Div") else None
+    if c and op_type(node) == "Mul":
+        return c, node.output[0]
+    if c and node.input[0] == name:
+        return 1 / c, node.output[0]
+    return 0.0, None
 
 
 def _constant(graph, node, name):
