@@ -527,7 +527,13 @@ def test_pieces(make, expected):
     assert report.nodes[0].activation == expected
 
 
-def branches(b, x, then, otherwise):
+def test_swish_of_opset_24():
+    b = onnx_graphs.Builder(np.random.default_rng(0), opset=24)
+    b.output(b.node("Swish", b.bn(conv(b), 6)), 4)
+    assert cbn.onnx.fold(b.model(), compare=False)[1].nodes[0].activation == "silu"
+
+
+def branches(b, then, otherwise):
     """An If on an input whose branches are what then and otherwise add, called with a builder each."""
     graphs = []
     for make in then, otherwise:
@@ -544,7 +550,7 @@ def test_in_subgraphs():
     def make(b):
         x, weight, other = b.input([2, 4, 5, 5]), b.normal((6, 4, 3, 3)), b.normal((6, 4, 3, 3))
         y = b.node("Conv", x, other)
-        return branches(b, x, lambda c: c.node("Relu", c.bn(c.node("Conv", x, weight), 6)), lambda c: c.node("Relu", c.bn(y, 6, folds=False)))
+        return branches(b, lambda c: c.node("Relu", c.bn(c.node("Conv", x, weight), 6)), lambda c: c.node("Relu", c.bn(y, 6, folds=False)))
     model, folded, report = built(make, None)
     assert "from outside its subgraph" in reason(report)
     assert len(folded.graph.initializer) == 1, "that of the branch has gone there"
@@ -554,7 +560,7 @@ def test_output_used_in_a_subgraph():
     def make(b):
         y = conv(b)
         b.output(b.node("Relu", b.bn(y, 6, folds=False)), 4)
-        return branches(b, y, lambda c: c.node("Relu", y), lambda c: c.node("Neg", y))
+        return branches(b, lambda c: c.node("Relu", y), lambda c: c.node("Neg", y))
     def all_outputs(b):
         b.output(make(b), 4)
     built(all_outputs, None)

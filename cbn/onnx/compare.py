@@ -28,13 +28,13 @@ def draw(model, seed=0):
 
 def difference(before, after, inputs):
     """(the largest difference of an output, relative to that output's largest value; by what the models were run)."""
+    run, runner = _by_runtime, "ONNX Runtime"
     try:
-        runner = "ONNX Runtime"
-        expected, actual = (_by_runtime(model, inputs) for model in (before, after))
+        expected = run(before, inputs)
     except Exception:     # not installed, or without a kernel for some node, or the model is of more than 2 GB
-        runner = "onnx.reference"
-        expected, actual = (ReferenceEvaluator(model, new_ops=operators()).run(None, inputs) for model in (before, after))
-    return max(map(relative, actual, expected), default=0.0), runner
+        run, runner = _by_evaluator, "onnx.reference"
+        expected = run(before, inputs)
+    return max(map(relative, run(after, inputs), expected), default=0.0), runner
 
 
 def relative(a, b):
@@ -49,6 +49,10 @@ def relative(a, b):
         return np.inf
     distance = abs(a[finite] - b[finite]).max(initial=0)
     return float(distance / (abs(b[finite]).max(initial=0) or 1.0))
+
+
+def _by_evaluator(model, inputs):
+    return ReferenceEvaluator(model, new_ops=operators()).run(None, inputs)
 
 
 def _by_runtime(model, inputs):
