@@ -117,6 +117,8 @@ def _affine(graph, layers, i, entry):
     weight, bias, mean, var = (graph.constant(name, f"its {what}") for name, what in parameters)
     if i in layers:
         weight, bias = layers[i].weight, layers[i].bias
+    if not mean.size:
+        raise Obstacle("it has no channels")
     eps = a.get("epsilon", EPSILON)
     if graph.version < 9 and not a.get("spatial", 1) and mean.ndim > 1:
         raise Obstacle("it has statistics for each element (spatial=0), not for each channel")

@@ -40,9 +40,11 @@ def addend(graph, node, axis, channels):
             constant = graph.constant(name, "")
         except Obstacle:
             continue
-        if constant.size > 1:
-            per_channel = tuple(channels if d == axis else 1 for d in range(len(_shape(graph, source, node))))
-            if constant.shape not in (per_channel[d:] for d in range(len(per_channel))):
+        if constant.ndim:
+            shape = _shape(graph, source, node)
+            per_channel = tuple(channels if d == axis else 1 for d in range(len(shape)))
+            wide = constant.size > 1 and (shape[axis] != channels or constant.shape not in (per_channel[d:] for d in range(len(shape))))
+            if wide or constant.ndim > len(shape):      # it would make more of the other input than that is
                 raise Obstacle(f"{label(node)} adds a constant of shape {constant.shape}, not one value a channel")
         return source, np.broadcast_to(constant.astype(np.float64).reshape(-1), channels)
     raise obstacle
