@@ -366,12 +366,16 @@ def test_matmul_without_a_shift_needs_no_add():
     assert [node.op_type for node in folded.graph.node] == ["MatMul"]
 
 
+def test_add_that_adds_a_dimension():
+    """The 6 images of the batch are the channels after it."""
+    built(lambda b: b.output(b.bn(b.node("Add", conv(b, b.input([6, 4, 5, 5])), b.normal([1] * 5)), 6), 5), False)
+
+
 def test_add_of_something_else():
     for shape in [6, 1, 1], [1, 6, 1, 1], [], [1]:
         built(lambda b, shape=shape: b.bn(b.node("Add", conv(b), b.normal(shape)), 6), True)
     for shape in [3], [2, 6, 1, 1], [1, 1, 3, 3]:
         built(lambda b, shape=shape: b.bn(b.node("Add", conv(b), b.normal(shape)), 6), False)
-    built(lambda b: b.bn(b.node("Add", conv(b, b.input([6, 4, 5, 5])), b.normal([1] * 5)), 6), False)      # 6 in the batch: now the channels
     built(lambda b: b.bn(b.node("Add", conv(b), b.input([2, 6, 3, 3])), 6), False)
     built(lambda b: b.bn(b.node("Add", b.normal([6, 1, 1]), b.node("Identity", b.node("Add", conv(b), b.normal([1, 6, 1, 1])))), 6), True)
     _, _, report = built(lambda b: b.bn(b.node("Add", conv(b, out=5, kernel=1), b.normal([5])), 5), False)     # 5 channels, of width 5
