@@ -216,3 +216,79 @@ class Drawn(Builder):
 
     def before_gemm(self, x):
         return self.gemm(self.bn(self.activation(x), self.channels), normalize=False)
+
+
+class Paths(Builder):
+    """A layer and a batch normalization, in either order, with nodes between them that move, add or pad. All dimensions are alike, so that one
+    that is taken for another is not noticed by its size. What may be folded is not known: outputs tell."""
+
+    def draw(self):
+        rng = self.rng
+        rank = int(rng.choice([2, 3, 4]))
+        self.shape = [4] * rank
+        x = self.input(self.shape)
+        if rng.random() < 0.6:
+            x = self.normalization(self.between(self.layer(x)))
+        else:
+            x = self.layer(self.between(self.normalization(x)))
+        self.output(x, len(self.shape))
+        return self.model()
+
+    def layer(self, x):
+        rank, channels = len(self.shape), self.shape
+        kinds = ["MatMul"] + ["Gemm", "Gemm"] * (rank == 2) + ["Conv", "ConvTranspose", "Conv"] * (rank > 2)
+        kind = str(self.rng.choice(kinds))
+        c, bias = channels[1] if kind.startswith("Conv") else channels[-1], self.rng.random() < 0.5
+        weight = self.normal((c, c, *[1] * (rank - 2)) if kind.startswith("Conv") else (c, c))
+        if kind == "Gemm":
+            if self.shape[0] == self.shape[1]:
+                return self.node("Gemm", x, weight, *[self.normal(c)] * bias, transA=int(self.rng.integers(2)), transB=int(self.rng.integers(2)))
+            return self.node("Gemm", x, weight, *[self.normal(c)] * bias, transB=int(self.rng.integers(2)))
+        return self.node(kind, x, weight, *[self.normal(c)] * (bias and kind != "MatMul"))
+
+    def normalization(self, x):
+        return self.bn(x, self.shape[1], shift=bool(self.rng.random() < 0.8))
+
+    def between(self, x):
+        for _ in range(self.rng.integers(0, 4)):
+            x = self.rng.choice([self.transposed, self.reshaped, self.padded, self.added, self.expanded])(x)
+        return x
+
+    def transposed(self, x):
+        order = self.rng.permutation(len(self.shape))
+        self.shape = [self.shape[d] for d in order]
+        return self.node("Transpose", x, perm=[int(d) for d in order])
+
+    def reshaped(self, x):
+        """To factors of the size in any order."""
+        rest, shape = int(np.prod(self.shape)), []
+        for _ in range(self.rng.integers(1, 4)):
+            shape.append(int(self.rng.choice([f for f in (1, 2, 4, 8, 16) if rest % f == 0])))
+            rest //= shape[-1]
+        shape.append(rest)
+        if len(shape) < 2 or shape[1] > 64:
+            return x
+        self.shape = shape
+        return self.node("Reshape", x, self.constant(shape, np.int64))
+
+    def padded(self, x):
+        mode, value = str(self.rng.choice(["constant", "edge"])), float(self.rng.choice([0, 1]))
+        pads = [[int(n) for n in self.rng.choice([0, 0, 0, 1], len(self.shape))] for _ in range(2)]
+        self.shape = [n + a + b for n, a, b in zip(self.shape, *pads, strict=True)]
+        return self.node("Pad", x, self.constant(sum(pads, []), np.int64), self.constant(value), mode=mode)
+
+    def added(self, x):
+        """A constant that spans some of the dimensions, and may have one more."""
+        shape = [n if self.rng.random() < 0.3 else 1 for n in self.shape][self.rng.integers(0, len(self.shape)):]
+        if self.rng.random() < 0.1:
+            shape = [1] * (len(self.shape) + 1)
+            self.shape = [1, *self.shape]
+        return self.node("Add", *[x, self.normal(shape)][::self.rng.choice([1, -1])])
+
+    def expanded(self, x):
+        """One of the dimensions that are 1 grows by what is added."""
+        ones = [d for d, n in enumerate(self.shape) if n == 1]
+        if not ones:
+            return self.node("Identity", x)
+        self.shape[self.rng.choice(ones)] = 4
+        return self.node("Add", x, self.normal(self.shape))

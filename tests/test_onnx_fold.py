@@ -89,6 +89,21 @@ def test_drawn(seed, dtype, tolerance):
     check(model, folded, report, graph.folds, rng, tolerance)
 
 
+def test_drawn_paths():
+    """Between layer and normalization: outputs stay the same, whatever moves, adds or pads there; a quarter can be folded."""
+    folded_at_all = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        model = onnx_graphs.Paths(rng, np.float64).draw()
+        folded, report = cbn.onnx.fold(model, compare=False)
+        onnx.checker.check_model(folded, full_check=True)
+        inputs = inputs_of(model, rng)
+        (a,), (b,) = run(folded, inputs), run(model, inputs)
+        assert a.shape == b.shape and abs(a - b).max() <= 1e-12 * abs(b).max(), seed
+        folded_at_all += len(report.folded)
+    assert folded_at_all > 75
+
+
 def built(make, folds, rng=None, tolerance=1e-5, dtype=np.float32, opset=17, change=lambda model: None, **options):
     """Folds the model that make(builder) adds to, changed, checks it, and returns (model, folded, report)."""
     rng = rng or np.random.default_rng(0)
