@@ -386,6 +386,27 @@ def test_add_that_adds_a_dimension():
     built(lambda b: b.output(b.bn(b.node("Add", conv(b, b.input([6, 4, 5, 5])), b.normal([1] * 5)), 6), 5), False)
 
 
+def test_add_that_makes_channels_of_one():
+    """Those of the layer went to the batch before."""
+    def make(b):
+        y = b.node("Conv", b.input([3, 2, 3]), b.normal((4, 2, 1)))
+        y = b.node("Reshape", y, b.constant([12, 1, 3], np.int64))
+        b.output(b.bn(b.node("Add", y, b.normal([4, 1])), 4), 3)
+    built(make, False)
+
+
+def test_reshape_to_unknown_sizes():
+    """Names of dimensions are compared where there are no numbers."""
+    for name, folds in ("L", True), ("M", False):
+        b = onnx_graphs.Builder(np.random.default_rng(0))
+        y = b.node("Conv", b.input(["N", 4, "L"]), b.normal((6, 4, 1)))
+        y = b.node("Reshape", y, b.input([3], np.int64))
+        b.output(b.bn(y, 6), 3)
+        model = b.model()
+        model.graph.value_info.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, [None, 6, name]))
+        assert len(cbn.onnx.fold(model, compare=False)[1].folded) == folds
+
+
 def test_add_of_something_else():
     for shape in [6, 1, 1], [1, 6, 1, 1], [], [1]:
         built(lambda b, shape=shape: b.bn(b.node("Add", conv(b), b.normal(shape)), 6), True)
