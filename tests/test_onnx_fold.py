@@ -399,11 +399,12 @@ def test_reshape_to_unknown_sizes():
     """Names of dimensions are compared where there are no numbers."""
     for name, folds in ("L", True), ("M", False):
         b = onnx_graphs.Builder(np.random.default_rng(0))
-        y = b.node("Conv", b.input(["N", 4, "L"]), b.normal((6, 4, 1)))
-        y = b.node("Reshape", y, b.input([3], np.int64))
+        x = b.node("Conv", b.input(["N", 4, "L"]), b.normal((6, 4, 1)))
+        y = b.node("Reshape", x, b.input([3], np.int64))
         b.output(b.bn(y, 6), 3)
         model = b.model()
-        model.graph.value_info.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, [None, 6, name]))
+        for value, shape in (x, ["N", 6, "L"]), (y, [None, 6, name]):
+            model.graph.value_info.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, shape))
         assert len(cbn.onnx.fold(model, compare=False)[1].folded) == folds
 
 
