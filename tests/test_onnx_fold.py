@@ -1,5 +1,7 @@
 """cbn.onnx.fold: a model of the same outputs without the batch normalizations that a layer can take over, and why the others are left."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -720,6 +722,24 @@ def test_command(external, tmp_path, capsys):
         assert (tmp_path / "out.onnx.data").stat().st_size < 1.5 * (tmp_path / "weights.bin").stat().st_size
     folded, _ = cbn.onnx.fold(target)
     assert folded.graph == onnx.load(target).graph, "nothing is left to fold"
+
+
+@pytest.mark.skipif(os.environ.get("CBN_TEST_LARGE") != "1", reason="needs 5 GB of memory and of disk: CBN_TEST_LARGE=1")
+def test_command_on_more_than_2_gb(tmp_path):
+    n = 14500
+    b = onnx_graphs.Builder(np.random.default_rng(0))
+    y = b.input([1, n])
+    large = np.broadcast_to(b.rng.standard_normal(n, np.float32), (n, n))
+    for _ in range(3):
+        y = b.node("MatMul", y, b.constant(large))
+    b.output(b.bn(b.node("MatMul", y, b.normal((n, 8))), 8), 2)
+    onnx.save(b.model(), tmp_path / "in.onnx", save_as_external_data=True, location="in.bin")
+    del b
+    main(["fold", "--no-compare", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx")])
+    onnx.checker.check_model(tmp_path / "out.onnx")
+    folded = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    assert [node.op_type for node in folded.graph.node] == ["MatMul"] * 4 + ["Add"]
+    assert (tmp_path / "out.onnx.data").stat().st_size > 2**31
 
 
 @pytest.mark.parametrize("arguments, words", [
