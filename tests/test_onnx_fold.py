@@ -106,8 +106,8 @@ def test_drawn_paths():
     assert folded_at_all > 75
 
 
-def built(make, folds, rng=None, tolerance=1e-5, dtype=np.float32, opset=17, change=lambda model: None, **options):
-    """Folds the model that make(builder) adds to, changed, checks it, and returns (model, folded, report)."""
+def built(make, folds, rng=None, tolerance=1e-5, dtype=np.float32, opset=17, change=lambda model: None):
+    """Folds the model that make(builder) makes, changed, checks it, and returns (model, folded, report). folds : of all; None: as the builder says."""
     rng = rng or np.random.default_rng(0)
     b = onnx_graphs.Builder(rng, dtype, opset)
     y = make(b)
@@ -115,16 +115,16 @@ def built(make, folds, rng=None, tolerance=1e-5, dtype=np.float32, opset=17, cha
         b.output(y, 4)
     model = b.model()
     change(model)
-    folded, report = cbn.onnx.fold(model, compare=False, **options)
+    folded, report = cbn.onnx.fold(model, compare=False)
     check(model, folded, report, {node: folds for node in b.folds} if folds is not None else b.folds, rng, tolerance)
     return model, folded, report
 
 
 def conv(b, x=None, out=6, into=4, kernel=3, kind="Conv", bias=True, **attributes):
-    """A convolution of 4 channels to 6 on an input of 5 x 5."""
+    """A convolution of 4 channels to 6, on an input of 5 x 5 where none is given."""
     group = attributes.get("group", 1)
-    shape = (into // group, out) if kind == "Conv" else (out // group, into)
-    weight = b.normal((*shape[::-1], kernel, kernel), (into * kernel**2)**-0.5)
+    shape = (out, into // group) if kind == "Conv" else (into, out // group)
+    weight = b.normal((*shape, kernel, kernel), (into * kernel**2)**-0.5)
     return b.node(kind, x or b.input([2, into, 5, 5]), weight, *[b.normal(out)] * bias, **attributes)
 
 
