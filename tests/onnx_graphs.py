@@ -240,11 +240,8 @@ class Paths(Builder):
         kind = str(self.rng.choice(kinds))
         c, bias = channels[1] if kind.startswith("Conv") else channels[-1], self.rng.random() < 0.5
         weight = self.normal((c, c, *[1] * (rank - 2)) if kind.startswith("Conv") else (c, c))
-        if kind == "Gemm":
-            if self.shape[0] == self.shape[1]:
-                return self.node("Gemm", x, weight, *[self.normal(c)] * bias, transA=int(self.rng.integers(2)), transB=int(self.rng.integers(2)))
-            return self.node("Gemm", x, weight, *[self.normal(c)] * bias, transB=int(self.rng.integers(2)))
-        return self.node(kind, x, weight, *[self.normal(c)] * (bias and kind != "MatMul"))
+        attributes = {"transA": int(self.rng.integers(2)) if self.shape[0] == c else 0, "transB": int(self.rng.integers(2))} if kind == "Gemm" else {}
+        return self.node(kind, x, weight, *[self.normal(c)] * (bias and kind != "MatMul"), **attributes)
 
     def normalization(self, x):
         return self.bn(x, self.shape[1], shift=bool(self.rng.random() < 0.8))
@@ -275,7 +272,7 @@ class Paths(Builder):
         mode, value = str(self.rng.choice(["constant", "edge"])), float(self.rng.choice([0, 1]))
         pads = [[int(n) for n in self.rng.choice([0, 0, 0, 1], len(self.shape))] for _ in range(2)]
         self.shape = [n + a + b for n, a, b in zip(self.shape, *pads, strict=True)]
-        return self.node("Pad", x, self.constant(sum(pads, []), np.int64), self.constant(value), mode=mode)
+        return self.node("Pad", x, self.constant([*pads[0], *pads[1]], np.int64), self.constant(value), mode=mode)
 
     def added(self, x):
         """A constant that spans some of the dimensions, and may have one more."""

@@ -107,7 +107,10 @@ def test_drawn_paths():
 
 
 def built(make, folds, rng=None, tolerance=1e-5, dtype=np.float32, opset=17, change=lambda model: None):
-    """Folds the model that make(builder) makes, changed, checks it, and returns (model, folded, report). folds : of all; None: as the builder says."""
+    """Folds the model that make(builder) makes, after change(model), checks it, and returns (model, folded, report).
+
+    folds : whether all batch normalizations are to be folded; None: as the builder says.
+    """
     rng = rng or np.random.default_rng(0)
     b = onnx_graphs.Builder(rng, dtype, opset)
     y = make(b)
@@ -355,7 +358,7 @@ def test_matmul_of_sequences():
         y = b.node("Add", b.normal(6), b.node("MatMul", b.input([2, 5, 4]), b.normal((4, 6))))
         y = b.bn(b.node("Transpose", y, perm=[0, 2, 1]), 6)
         b.output(b.node("Transpose", y, perm=[0, 2, 1]), 3)
-    model, folded, _ = built(make, True)
+    _, folded, _ = built(make, True)
     assert [node.op_type for node in folded.graph.node] == ["MatMul", "Add", "Transpose", "Transpose"]
     def make(b):
         b.output(b.bn(b.node("MatMul", b.input([2, 5, 4]), b.normal((4, 6))), 5), 3)
@@ -559,7 +562,7 @@ def test_activations_are_recognized(activation, expected):
     (lambda b, y: b.node("Mul", b.node("HardSigmoid", y, alpha=1 / 6, beta=0.5), y), "hard_swish"),
     (lambda b, y: b.node("Mul", b.node("HardSigmoid", y, alpha=0.2, beta=0.5), y), None),
     (lambda b, y: b.node("Mul", b.node("Sigmoid", y), b.node("Relu", y)), None),
-    (lambda b, y: (lambda gate: b.node("Add", b.node("Mul", y, gate), gate))(b.node("Sigmoid", y)), None),
+    (lambda b, y: [b.node("Add", b.node("Mul", y, gate), gate) for gate in [b.node("Sigmoid", y)]][0], None),
     (lambda b, y: b.node("Mul", y, b.node("Div", b.node("Clip", b.node("Add", y, b.constant(np.float32(3))), b.constant(np.float32(0)),
                                                         b.constant(np.float32(6))), b.constant(np.float32(6)))), "hard_swish"),
     (lambda b, y: b.node("Div", b.node("Mul", y, b.node("Clip", b.node("Add", y, b.constant(np.float32(3))), b.constant(np.float32(0)),
@@ -595,7 +598,7 @@ def test_in_subgraphs():
         x, weight, other = b.input([2, 4, 5, 5]), b.normal((6, 4, 3, 3)), b.normal((6, 4, 3, 3))
         y = b.node("Conv", x, other)
         return branches(b, lambda c: c.node("Relu", c.bn(c.node("Conv", x, weight), 6)), lambda c: c.node("Relu", c.bn(y, 6, folds=False)))
-    model, folded, report = built(make, None)
+    _, folded, report = built(make, None)
     assert "from outside its subgraph" in reason(report)
     assert len(folded.graph.initializer) == 1, "that of the branch has gone there"
 
