@@ -240,8 +240,8 @@ class Paths(Builder):
         kind = str(self.rng.choice(kinds))
         c, bias = channels[1] if kind.startswith("Conv") else channels[-1], self.rng.random() < 0.5
         weight = self.normal((c, c, *[1] * (rank - 2)) if kind.startswith("Conv") else (c, c))
-        attributes = {"transA": int(self.rng.integers(2)) if self.shape[0] == c else 0, "transB": int(self.rng.integers(2))} if kind == "Gemm" else {}
-        return self.node(kind, x, weight, *[self.normal(c)] * (bias and kind != "MatMul"), **attributes)
+        flags = {"transA": int(self.shape[0] == c and self.rng.integers(2)), "transB": int(self.rng.integers(2))} if kind == "Gemm" else {}
+        return self.node(kind, x, weight, *[self.normal(c)] * (bias and kind != "MatMul"), **flags)
 
     def normalization(self, x):
         return self.bn(x, self.shape[1], shift=bool(self.rng.random() < 0.8))

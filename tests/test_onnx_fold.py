@@ -562,7 +562,7 @@ def test_activations_are_recognized(activation, expected):
     (lambda b, y: b.node("Mul", b.node("HardSigmoid", y, alpha=1 / 6, beta=0.5), y), "hard_swish"),
     (lambda b, y: b.node("Mul", b.node("HardSigmoid", y, alpha=0.2, beta=0.5), y), None),
     (lambda b, y: b.node("Mul", b.node("Sigmoid", y), b.node("Relu", y)), None),
-    (lambda b, y: [b.node("Add", b.node("Mul", y, gate), gate) for gate in [b.node("Sigmoid", y)]][0], None),
+    (lambda b, y: next(b.node("Add", b.node("Mul", y, gate), gate) for gate in [b.node("Sigmoid", y)]), None),
     (lambda b, y: b.node("Mul", y, b.node("Div", b.node("Clip", b.node("Add", y, b.constant(np.float32(3))), b.constant(np.float32(0)),
                                                         b.constant(np.float32(6))), b.constant(np.float32(6)))), "hard_swish"),
     (lambda b, y: b.node("Div", b.node("Mul", y, b.node("Clip", b.node("Add", y, b.constant(np.float32(3))), b.constant(np.float32(0)),
