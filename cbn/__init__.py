@@ -11,7 +11,7 @@ except ImportError as error:
 
 from .config import get_include, show_config
 from .folding import Folded, fold_conv, fold_linear
-from .functional import Gradients, batch_norm, batch_norm_backward, batch_norm_train, batch_stats, gradient_sums
+from .functional import Gradients, activate, activate_backward, batch_norm, batch_norm_backward, batch_norm_train, batch_stats, gradient_sums
 from .images import normalize_images
 from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .memory import empty_cache, get_cache_limit, set_cache_limit
@@ -27,6 +27,8 @@ __all__ = [
     "Folded",
     "GradientSums",
     "Gradients",
+    "activate",
+    "activate_backward",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_train",

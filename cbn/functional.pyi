@@ -43,7 +43,7 @@ def batch_norm_train(
     axis: int = 1,
     activation: Activation = None,
     residual: ArrayLike | None = None,
-    stats: BatchStats | None = None,
+    stats: BatchStats | Callable[[BatchStats], BatchStats] | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], BatchStats]: ...
 def gradient_sums(
@@ -71,7 +71,26 @@ def batch_norm_backward(
     affine_grad: bool = True,
     activation: Activation = None,
     residual: ArrayLike | None = None,
-    sums: GradientSums | None = None,
+    sums: GradientSums | Callable[[GradientSums], GradientSums] | None = None,
+    out: NDArray[Any] | None = None,
+) -> Gradients: ...
+def activate(
+    x: ArrayLike,
+    activation: Activation,
+    *,
+    bias: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    axis: int = 1,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def activate_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    activation: Activation,
+    *,
+    bias: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    axis: int = 1,
     out: NDArray[Any] | None = None,
 ) -> Gradients: ...
 def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats: ...
@@ -103,4 +122,5 @@ def forward_training(
     batches: NDArray[np.int64] | None = None,
     accept: Callable[[BatchStats, NDArray[Any] | None, NDArray[Any] | None], bool] | None = None,
     foresee: bool = False,
+    merge: Callable[[BatchStats], BatchStats] | None = None,
 ) -> tuple[NDArray[Any], BatchStats]: ...

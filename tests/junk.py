@@ -144,6 +144,9 @@ def targets():
     yield "gradient_sums", lambda: (cbn.gradient_sums, {name: value for name, value in back().items() if name != "out"}, None)
     yield "batch_norm_backward", lambda: (cbn.batch_norm_backward, {**back(), "sums": sums()}, None)
     yield "merge", lambda: (sums().merge, {"other": sums()}, None)
+    activate = lambda: plain(("x", "bias", "axis", "activation", "residual", "out"), with_statistics(out=X.copy(), **fusions))
+    yield "activate", lambda: (cbn.activate, activate(), None)
+    yield "activate_backward", lambda: (cbn.activate_backward, {"dy": X.copy(), **activate()}, None)
     yield "batch_stats", lambda: (cbn.batch_stats, {"x": X.copy(), "axis": 1}, None)
     for training in (True, False):
         for stats in (lambda: cbn.batch_stats(X), lambda: (vector(0), vector())):
