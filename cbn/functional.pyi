@@ -30,6 +30,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     axis: int = 1,
+    unbiased: bool = True,
     activation: Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
@@ -123,4 +124,5 @@ def forward_training(
     accept: Callable[[BatchStats, NDArray[Any] | None, NDArray[Any] | None], bool] | None = None,
     foresee: bool = False,
     merge: Callable[[BatchStats], BatchStats] | None = None,
+    unbiased: bool = True,
 ) -> tuple[NDArray[Any], BatchStats]: ...

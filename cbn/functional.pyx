@@ -300,12 +300,13 @@ cdef int update_running(cnp.ndarray running, cnp.ndarray batch, double momentum)
 
 
 def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out,
-                     cnp.ndarray batches=None, accept=None, bint foresee=False, merge=None):
+                     cnp.ndarray batches=None, accept=None, bint foresee=False, unbiased=True, merge=None):
     """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None.
 
     batches : the number of batches so far, to be counted up, or None.
     accept : None, or called with the statistics and the new running ones, to change these, raise, or return whether the batch counts.
     foresee : whether accept may raise, so that it must be asked before `out` is written, at the cost of reading x once more.
+    unbiased : as in batch_norm.
     merge : None, or called with the statistics of x, when all arguments have been checked, to return those of the batch of which x is a part.
     """
     cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var, new_mean = None, new_var = None, counted = None
@@ -314,6 +315,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.momentum = checked_momentum(momentum)
+    job.unbiased = flag(unbiased, "unbiased")
     job.eps = checked_eps(eps, True, x_)
     check_running_pair(running_mean, running_var)
     if count == 1 and merge is None:
@@ -354,7 +356,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
         see(&job.var, stats.var)
         if running_mean is not None and stats.count > 0:
             update_running(new_mean, stats.mean, job.momentum)
-            update_running(new_var, stats.unbiased_var, job.momentum)
+            update_running(new_var, stats.unbiased_var if job.unbiased else stats.var, job.momentum)
         counts = judge(stats, running_var, new_mean, new_var, accept)
         job.reduction = 0
         job.apply = FORWARD
@@ -380,19 +382,20 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     return results
 
 
-def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, activation=None,
-               residual=None, out=None):
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, unbiased=True,
+               activation=None, residual=None, out=None):
     """Normalize each channel: y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual).
 
     With training=False, mean and var are running_mean and running_var. With training=True they are the batch's own (var the population
-    variance), and the running statistics, unless None, are updated in place with the unbiased variance of the m values of a channel:
+    variance), and the running statistics, unless None, are updated in place, with the unbiased variance of the m values of a channel:
 
         running_mean = (1 - momentum) * running_mean + momentum * mean
-        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)
+        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)       unbiased=False: + momentum * var
 
     x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     running_mean, running_var : shape (C,); float32 or float64 when training. Both may be None when training.
     weight, bias : shape (C,), or None for ones and zeros (gamma and beta of the paper).
+    unbiased : whether running_var tracks the unbiased variance (PyTorch) or the population variance (Keras, TensorFlow, ONNX, Flax).
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu"; of the same bits as if
         applied to y.
     residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
@@ -403,13 +406,14 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     Ioffe & Szegedy 2015, algorithms 1 and 2. The call and its wording are those of PyTorch's `functional.batch_norm`.
     """
     if flag(training, "training"):
-        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out)[0]
+        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out, unbiased=unbiased)[0]
     cdef cnp.ndarray x_ = as_elements(x, "x"), y
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, False, x_)
+    flag(unbiased, "unbiased")
     check_running_pair(running_mean, running_var)
     if running_mean is None:
         raise ValueError("running_mean must be defined in evaluation mode")

@@ -369,7 +369,7 @@ def check_nonfinite(comm):
 def check_copies(comm):
     """Copies synchronize as well, pickles come back alone; both show it."""
     layer, _ = pair(comm, 3)
-    assert repr(layer).endswith(f", comm=<rank {comm.Get_rank()} of {comm.Get_size()}>, reduce_grads=True)")
+    assert repr(layer).endswith(f", reduce_grads=True, comm=<rank {comm.Get_rank()} of {comm.Get_size()}>)")
     assert layer.comm is comm and copy.copy(layer).comm is comm and copy.deepcopy(layer).comm is comm
     loaded = pickle.loads(pickle.dumps(layer))
     assert loaded.comm is None and "comm" not in repr(loaded)
