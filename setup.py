@@ -80,7 +80,7 @@ def extension(name, flags=(), element=0):
 setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
-        [extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "capi", "functional")]
+        [extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "capi", "functional", "onnx.runtime")]
         + [
             extension(f"cbn.kernels.{level}_{name}", flags + ["-DCYTHON_INLINE=inline __attribute__((always_inline))"], element)
             for level, flags in LEVELS.items()

