@@ -42,10 +42,13 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=
 def _checked(function, how, x, weight, bias, *statistics):
     """What `function` of cbn makes of x without its elements, so that it checks all but values, and the operands, parameters of shape (C,)."""
     x, *vectors = (None if a is None else jnp.asarray(a) for a in (x, *statistics, weight, bias))
-    channels = [n if how["axis"] in (i, i - x.ndim) else 0 for i, n in enumerate(x.shape)]
-    result = function(np.empty(channels, x.dtype), *(None if a is None else np.ones(a.shape, a.dtype) for a in vectors), **how)
+    empty = np.empty([n if how["axis"] in (i, i - x.ndim) else 0 for i, n in enumerate(x.shape)], x.dtype)
+    try:
+        result = function(empty, *(None if a is None else np.ones(a.shape, a.dtype) for a in vectors), **how)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace(str(empty.shape), str(x.shape))) from None
     *statistics, weight, bias = vectors
-    ones = jnp.ones(max(channels), jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
+    ones = jnp.ones(x.shape[how["axis"]], jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
     vectors = *statistics, ones if weight is None else weight, 0 * ones if bias is None else bias
     return result, (x, *(a.reshape(-1).astype(jnp.promote_types(a.dtype, jnp.float32)) for a in vectors))
 

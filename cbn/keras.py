@@ -1,4 +1,4 @@
-"""Keras 3's layer BatchNormalization, computed by cbn: for Keras' NumPy and torch backends."""
+"""Keras 3's layer BatchNormalization, computed by cbn: for Keras' NumPy, torch and JAX backends."""
 
 import keras
 import numpy as np
@@ -6,8 +6,9 @@ import numpy as np
 from .functional import array_of, batch_norm, batch_norm_backward, batch_norm_train, batch_stats
 from .statistics import GradientSums
 
-if keras.backend.backend() not in ("numpy", "torch"):
-    raise ImportError(f'cbn.keras: expected Keras with the backend "numpy" or "torch", got "{keras.backend.backend()}"; set the environment variable '
+BACKEND = keras.backend.backend()
+if BACKEND not in ("numpy", "torch", "jax"):
+    raise ImportError(f'cbn.keras: expected Keras with the backend "numpy", "torch" or "jax", got "{BACKEND}"; set the environment variable '
                       "KERAS_BACKEND before Keras is imported")
 
 
@@ -15,11 +16,11 @@ def _forward(x, gamma, beta, moving, mask, eps, axis):
     """y, and the mean and variance that it is normalized by: `moving`, or if that is None those of x or x[mask]."""
     if moving is not None:
         return batch_norm(x, *moving, gamma, beta, eps=eps, axis=axis), *moving
-    stats = None
-    if mask is not None or x.size == x.shape[axis]:     # one value a channel is an error in PyTorch and cbn; in Keras its variance is 0
-        stats = batch_stats(x if mask is None else x[mask], axis=axis)
-    y, stats = batch_norm_train(x, gamma, beta, eps, axis=axis, stats=stats)
-    return y, stats.mean, stats.var
+    if mask is None and x.size != x.shape[axis]:
+        y, (_, *statistics) = batch_norm_train(x, gamma, beta, eps, axis=axis)
+        return y, *statistics
+    _, *statistics = batch_stats(x if mask is None else x[mask], axis=axis)     # of one value a channel, too: the variance is 0
+    return _forward(x, gamma, beta, statistics, None, eps, axis)
 
 
 def _backward(dy, x, mean, var, gamma, beta, training, mask, eps, axis):
@@ -33,8 +34,17 @@ def _backward(dy, x, mean, var, gamma, beta, training, mask, eps, axis):
     return gradients
 
 
-if keras.backend.backend() == "numpy":
+if BACKEND == "numpy":
     apply = _forward
+
+elif BACKEND == "jax":
+    from . import jax
+
+    def apply(x, gamma, beta, moving, mask, eps, axis):
+        if moving is not None:
+            return jax.batch_norm(x, *moving, gamma, beta, eps, axis=axis), *moving
+        return jax.batch_norm_train(x, gamma, beta, eps, axis=axis)
+
 else:
     import torch
     from torch.autograd.function import once_differentiable
@@ -78,27 +88,33 @@ else:
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization, computed by cbn: arguments, weights and config are Keras'.
 
-    Weights go from one layer to the other by get_weights and set_weights; a saved model is loaded where cbn.keras has been imported. By Keras' meaning,
-    momentum is the weight of the old moving statistics (0.99), the moving variance that of the population, epsilon 1e-3, the channel axis the last,
-    and with trainable=False the layer normalizes by its moving statistics. float16 and bfloat16 inputs are computed with in float32, and rounded once.
+    Weights go from one layer to the other by get_weights and set_weights; a saved model is loaded where cbn.keras has been imported. As Keras means them,
+    momentum is the weight of the old moving statistics (0.99), the moving variance is that of the population, epsilon is 1e-3, the channel axis
+    the last, and with trainable=False the layer normalizes by its moving statistics. float16 and bfloat16 inputs are computed with in float32, float64
+    ones in float64 (where Keras' own layer takes float32). There is no renorm.
 
-    mask : boolean array of inputs' shape without the last axis, which is the channel axis; in training, values where it is False are left out of
-        the statistics. (Keras divides by their number + 1e-7; here it is their number.)
-    A batch without values is normalized by the moving statistics, and leaves them as they are.
+    mask : in training, booleans of inputs' shape but for the last axis, that of the channels: where False, values are normalized, but left out of the
+        statistics. Keras divides by the number of the others + 1e-7, cbn by their number. Not with the JAX backend.
+    A batch without values is normalized by the moving statistics, and leaves them as they are. One with a single value a channel has variance 0, as
+    in Keras; with the JAX backend it is an error.
 
-    With the NumPy backend, as Keras itself there, it gives no gradients. With the torch backend it has autograd's, once; tensors are on the CPU.
-    Raises ValueError or TypeError for what cbn.batch_norm does.
+    Tensors are on the CPU, and differentiable once; with the NumPy backend Keras has no gradients. Raises ValueError or TypeError as cbn.batch_norm does.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if getattr(self, "renorm", False):
+            raise ValueError("renorm: expected False, as cbn has no batch renormalization, got True")
+
     def call(self, inputs, training=None, mask=None):
-        if mask is not None:
-            mask = self._checked_mask(inputs, mask)
-        count = np.prod(inputs.shape) // max(inputs.shape[self.axis], 1) if mask is None else mask.sum()
+        inputs = keras.ops.cast(inputs, self.compute_dtype)
+        training = training and self.trainable
+        mask = self._checked_mask(inputs, mask) if training and mask is not None else None
         gamma, beta, *moving = (
             None if v is None else keras.ops.convert_to_tensor(v)
             for v in (self.gamma if self.scale else None, self.beta if self.center else None, self.moving_mean, self.moving_variance)
         )
-        if not training or not self.trainable or not count:
+        if not training or 0 in inputs.shape or mask is not None and not mask.any():
             return apply(inputs, gamma, beta, moving, None, self.epsilon, self.axis)[0]
         y, *batch = apply(inputs, gamma, beta, None, mask, self.epsilon, self.axis)
         for variable, old, new in zip((self.moving_mean, self.moving_variance), moving, batch, strict=True):
@@ -106,10 +122,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return y
 
     def _checked_mask(self, inputs, mask):
-        mask = np.asarray(keras.ops.convert_to_numpy(mask), bool)
-        if self.axis not in (-1, inputs.ndim - 1):
-            raise ValueError(f"mask: expected None where the channels aren't the last axis, got an array [inputs have shape {tuple(inputs.shape)}, "
-                             f"axis={self.axis}]")
-        if mask.shape != tuple(inputs.shape[:-1]):
-            raise ValueError(f"mask: expected shape {tuple(inputs.shape[:-1])}, that of inputs without the channels, got {mask.shape}")
-        return mask
+        shape = tuple(inputs.shape)
+        if BACKEND == "jax" or self.axis not in (-1, len(shape) - 1):
+            raise ValueError(f"mask: expected None with the JAX backend and where the channels aren't the last axis, got one of shape {tuple(mask.shape)} "
+                             f"[inputs have shape {shape}, axis={self.axis}, backend {BACKEND}]")
+        if tuple(mask.shape) != shape[:-1]:
+            raise ValueError(f"mask: expected shape {shape[:-1]}, that of inputs without the channels, got {tuple(mask.shape)}")
+        return keras.ops.convert_to_numpy(mask).astype(bool)
