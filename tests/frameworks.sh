@@ -6,6 +6,10 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
+keras   | torch keras jax h5py scikit-learn tqdm     | tests/test_keras.py
+jax     | jax flax optax scikit-learn tqdm           | tests/test_jax.py
+sklearn | scikit-learn pandas polars                 | tests/test_sklearn.py
+xarray  | xarray dask                                | tests/test_xarray.py
 "
 
 row() {

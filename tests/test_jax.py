@@ -1,5 +1,9 @@
 """cbn.jax under jit, grad and vmap: the bits of cbn's functions, the gradients of JAX's own expressions."""
 
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from interpreter import output
@@ -169,3 +173,11 @@ def test_training_in_a_loop():
     for _ in range(200):
         last = step(x)
     same(last, first)
+
+
+def test_example():
+    for name in ("flax", "optax", "sklearn", "tqdm"):
+        pytest.importorskip(name, reason="the example imports it")
+    example = pathlib.Path(__file__).parents[1] / "examples" / "flax_network.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True)
+    assert "100.0% of the predictions are the same" in done.stdout

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -271,6 +273,14 @@ def test_errors():
         (dx,) = torch.autograd.grad((cbn.keras.BatchNormalization()(x, training=True) ** 3).sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             dx.sum().backward()
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="is run once")
+def test_example():
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    example = pathlib.Path(__file__).parents[1] / "examples" / "keras_network.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True)
+    assert done.stdout.count("100.0% of the predictions are the same") == 2, done.stdout
 
 
 def test_other_backends_are_refused():
