@@ -1,14 +1,21 @@
 """Python functions as custom calls of XLA on the CPU: by its foreign function interface they read and write XLA's own memory, as NumPy arrays.
 
-The structures are the beginnings of those of xla/ffi/api/c_api.h, version 0 (a copy comes with jaxlib), of which newer minor versions extend the ends.
+The structures are the beginnings of those of xla/ffi/api/c_api.h, which comes with jaxlib; within version 0 they only grow at their ends.
 """
 
 import ctypes
-import functools
+import pathlib
+import re
+import threading
 
 import jax
 import ml_dtypes
 import numpy as np
+
+_HEADER = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text()
+_MAJOR, _MINOR = (int(re.search(rf"define XLA_FFI_API_{part} (\d+)", _HEADER)[1]) for part in ("MAJOR", "MINOR"))
+if _MAJOR != 0:
+    raise ImportError(f"cbn.jax: expected a jaxlib of version 0 of XLA's foreign function interface, got {_MAJOR}.{_MINOR}")
 
 _METADATA = 1           # the type of the extension by which XLA asks for a handler's version
 _INVALID_ARGUMENT = 3   # an error's code
@@ -68,38 +75,39 @@ def _arrays(buffers):
     return [_array(buffers.values[i][0]) for i in range(buffers.count)]
 
 
-@functools.cache
+_handlers, _lock = {}, threading.Lock()      # by name: kept for as long as XLA may call them
+
+
 def _registered(function, options):
-    """The name of function(results, *arguments, **options) as XLA knows it from now on: one by content, as compiled programs outlive the process."""
+    """The name by which XLA knows function(results, *arguments, **options) from now on: one by content, as compiled programs may outlive the process."""
 
     def handler(frame):
         frame = frame[0]
-        api = frame.api[0]
         if frame.extension:
             extension = _Extension.from_address(frame.extension)
             if extension.type == _METADATA:
-                extension.metadata[0].version.major, extension.metadata[0].version.minor = 0, api.version.minor
+                extension.metadata[0].version.major, extension.metadata[0].version.minor = _MAJOR, _MINOR
                 return None
         try:
-            function(_arrays(frame.results), *_arrays(frame.arguments), **dict(options))
+            function(_arrays(frame.results), *_arrays(frame.arguments), **options)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}".encode()
-            return api.create_error(_Error(ctypes.sizeof(_Error), None, message, _INVALID_ARGUMENT))
+            return frame.api[0].create_error(_Error(ctypes.sizeof(_Error), None, message, _INVALID_ARGUMENT))
 
-    name = f"{function.__module__}.{function.__qualname__}({', '.join(f'{key}={value!r}' for key, value in options)})"
-    handlers[name] = _Handler(handler)
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handlers[name]), platform="cpu")
+    name = f"{function.__module__}.{function.__qualname__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+    with _lock:
+        if name not in _handlers:
+            _handlers[name] = _Handler(handler)
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_handlers[name]), platform="cpu")
     return name
-
-
-handlers = {}       # by name: kept for as long as XLA may call them
 
 
 def call(function, results, *operands, **options):
     """function(results, *operands, **options) whenever the program runs in which this is traced.
 
-    function : writes its results, given as arrays, and doesn't write the operands. results : (shape, dtype) of each. options : hashable.
+    function : writes its results, given as arrays, and doesn't write the operands. results : (shape, dtype) of each. options : of values that repr tells
+    apart.
     An exception becomes a JaxRuntimeError with its message.
     """
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
-    return jax.ffi.ffi_call(_registered(function, tuple(options.items())), results, vmap_method="sequential")(*operands)
+    return jax.ffi.ffi_call(_registered(function, options), results, vmap_method="sequential")(*operands)

@@ -3,6 +3,7 @@
 import pathlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -140,6 +141,7 @@ def test_errors():
         (lambda: cbn.jax.batch_norm(x, ones, ones, activation="tanh"), ValueError, "^activation: "),
         (lambda: cbn.jax.batch_norm_train(x, ones[:2]), ValueError, r"expected shape \(3,\), got \(2,\) \[x has shape \(4, 3, 2\)"),
         (lambda: cbn.jax.batch_norm_train(x, eps=0.0), ValueError, "eps must be positive during training"),
+        (lambda: jax.jit(cbn.jax.batch_norm_train)(x, eps=1e-3), TypeError, "^eps: expected a real number, got JitTracer"),
         (lambda: cbn.jax.batch_norm_train(x.astype(complex)), TypeError, "^x: "),
         (lambda: cbn.jax.batch_norm_train(x[0, 0]), ValueError, "^x: "),
         (lambda: cbn.jax.batch_norm_train(x[:1, :, :1]), ValueError, r"Expected more than 1 value per channel when training, got input size \(1, 3, 1\)"),
@@ -151,6 +153,15 @@ def test_errors():
         jax.block_until_ready(jax.jit(cbn.jax.batch_norm)(x, ones, jnp.asarray([1.0, -1.0, 1.0])))
     with pytest.raises(ValueError, match="cannot be differentiated"):
         jax.grad(jax.grad(lambda x: cbn.jax.batch_norm_train(x)[0][0, 0, 0]))(x)
+
+
+def test_from_threads():
+    """That trace the same call at once, and run it."""
+    x = np.random.default_rng(0).standard_normal((6, 3, 50)).astype(np.float32)
+    with ThreadPoolExecutor(8) as pool:
+        ys = list(pool.map(lambda n: jax.jit(lambda x: cbn.jax.batch_norm_train(x, eps=0.03)[0])(x[: n % 4 + 1]), range(64)))
+    for n, y in enumerate(ys):
+        same(y, cbn.batch_norm_train(x[: n % 4 + 1], eps=0.03)[0])
 
 
 def test_without_x64():
