@@ -36,7 +36,7 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=
     if x.size == x.shape[axis]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     y, mean, _, var = _training(tuple(how.items()), y.dtype, *operands)
-    return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
+    return y, mean, var
 
 
 def _checked(function, how, x, weight, bias, *statistics):

@@ -155,6 +155,7 @@ def test_files_and_configuration(tmp_path):
     expected = theirs.predict(x, verbose=0)
     np.testing.assert_allclose(ours.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
     assert [type(layer).__module__ for layer in ours.layers].count("cbn.keras") == 2
+    assert keras.saving.get_registered_name(cbn.keras.BatchNormalization) == "cbn>BatchNormalization"
     assert [layer.get_config() for layer in ours.layers] == [layer.get_config() for layer in theirs.layers]
     ours.save(tmp_path / "ours.keras")
     loaded = keras.models.load_model(tmp_path / "ours.keras")
