@@ -49,7 +49,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     rng, ratios = np.random.default_rng(0), {operation: [] for operation in FUNCTIONS}
-    print(f"JAX {jax.__version__}, {cbn.get_num_threads()} threads\n{'array':>18}  {'operation':<24}{'JAX ms':>10}{'cbn.jax ms':>12}{'ratio':>8}")
+    print(f"JAX {jax.__version__}, {cbn.get_num_threads()} threads")
+    print(f"{'array':>18}  {'operation':<24}{'JAX ms':>10}{'cbn.jax ms':>12}{'ratio':>8}")
     for layer in LAYERS:
         x, dy = (jnp.asarray(rng.standard_normal((arguments.batch, *layer)), jnp.float32) for _ in range(2))
         operands = (x, *jnp.asarray(rng.random((4, layer[0])) + 0.5, jnp.float32), dy)

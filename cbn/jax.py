@@ -15,8 +15,8 @@ def batch_norm(x, mean, var, weight=None, bias=None, eps=1e-5, *, axis=1, activa
     x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     mean, var, weight, bias : of shape (C,); weight and bias may be None.
     eps, axis, activation : as in cbn.batch_norm; Python values, which are not traced.
-    Returns y, of x's shape and dtype (float32 where x holds integers), with gradients of the first order, in reverse mode, by every array of floats.
-    Under vmap the calls are made one after the other. Raises ValueError or TypeError while tracing; for a variance of -eps or less, a
+    Returns y, of x's shape and dtype (float32 where x holds integers), with gradients of the first order, in reverse mode, by every array of
+    floats. Under vmap the calls are made one after the other. Raises ValueError or TypeError while tracing; for a variance of -eps or less, a
     JaxRuntimeError when it runs.
     """
     how = {"eps": eps, "axis": axis, "activation": activation}
@@ -27,8 +27,8 @@ def batch_norm(x, mean, var, weight=None, bias=None, eps=1e-5, *, axis=1, activa
 def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=None):
     """Training: y by the batch's own mean and population variance, as cbn.batch_norm_train of the same arguments.
 
-    The arguments are those of `batch_norm`. Returns (y, mean, var). mean and var, of shape (C,), are float32 (float64 for x in float64); they are for
-    running statistics, and constants to gradients. y has gradients of the first order, in reverse mode, by x, weight and bias.
+    The arguments are those of `batch_norm`. Returns (y, mean, var). mean and var, of shape (C,), are float32 (float64 for x in float64); they
+    are for running statistics, and constants to gradients. y has gradients of the first order, in reverse mode, by x, weight and bias.
     """
     how = {"eps": eps, "axis": axis, "activation": activation}
     (y, _), operands = _checked(functional.batch_norm_train, how, x, weight, bias)
@@ -99,7 +99,7 @@ def _inference_backward(how, dtype, operands, dy):
 _inference.defvjp(_inference_forward, _inference_backward)
 
 
-# Training: float64 means are handed from forward to backward as sums of two numbers of JAX's precision, without which an offset would cost digits.
+# Training: backward gets the float64 mean as the sum of two numbers of JAX's precision, without which an offset would cost digits.
 
 
 def _train(results, x, weight, bias, **how):

@@ -88,17 +88,18 @@ else:
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization, computed by cbn: arguments, weights and config are Keras'.
 
-    Weights go from one layer to the other by get_weights and set_weights; a saved model is loaded where cbn.keras has been imported. As Keras means them,
-    momentum is the weight of the old moving statistics (0.99), the moving variance is that of the population, epsilon is 1e-3, the channel axis
-    the last, and with trainable=False the layer normalizes by its moving statistics. float16 and bfloat16 inputs are computed with in float32, float64
-    ones in float64 (where Keras' own layer takes float32). There is no renorm.
+    Weights go from one layer to the other by get_weights and set_weights; a saved model is loaded where cbn.keras has been imported. As Keras
+    means them, momentum is the weight of the old moving statistics (0.99), the moving variance is that of the population, epsilon is 1e-3, the
+    channel axis the last, and with trainable=False the layer normalizes by its moving statistics. float16 and bfloat16 inputs are computed with
+    in float32, float64 ones in float64 (where Keras' own layer takes float32). synchronized and renorm are refused.
 
-    mask : in training, booleans of inputs' shape but for the last axis, that of the channels: where False, values are normalized, but left out of the
-        statistics. Keras divides by the number of the others + 1e-7, cbn by their number. Not with the JAX backend.
-    A batch without values is normalized by the moving statistics, and leaves them as they are. One with a single value a channel has variance 0, as
-    in Keras; with the JAX backend it is an error.
+    mask : in training, booleans of inputs' shape but for the last axis, that of the channels: where False, values are normalized, but left out
+        of the statistics. Keras divides by the number of the others + 1e-7, cbn by their number. Not with the JAX backend.
+    A batch without values is normalized by the moving statistics, and leaves them as they are. One with a single value a channel has variance
+    0, as in Keras; with the JAX backend it is an error.
 
-    Tensors are on the CPU, and differentiable once; with the NumPy backend Keras has no gradients. Raises ValueError or TypeError as cbn.batch_norm does.
+    Tensors are on the CPU, and differentiable once; with the NumPy backend Keras has no gradients. Raises ValueError or TypeError as
+    cbn.batch_norm does.
     """
 
     def __init__(self, *args, **kwargs):
@@ -124,8 +125,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def _checked_mask(self, inputs, mask):
         shape = tuple(inputs.shape)
         if BACKEND == "jax" or self.axis not in (-1, len(shape) - 1):
-            raise ValueError(f"mask: expected None with the JAX backend and where the channels aren't the last axis, got one of shape {tuple(mask.shape)} "
-                             f"[inputs have shape {shape}, axis={self.axis}, backend {BACKEND}]")
+            raise ValueError("mask: expected None with the JAX backend and where the channels aren't the last axis, got one of shape "
+                             f"{tuple(mask.shape)} [inputs have shape {shape}, axis={self.axis}, backend {BACKEND}]")
         if tuple(mask.shape) != shape[:-1]:
             raise ValueError(f"mask: expected shape {shape[:-1]}, that of inputs without the channels, got {tuple(mask.shape)}")
         return keras.ops.convert_to_numpy(mask).astype(bool)

@@ -13,18 +13,19 @@ _DTYPES = (np.float64, np.float32, np.float16)      # any other becomes the firs
 class Standardizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Each feature shifted to mean 0 and scaled to variance 1, as by scikit-learn's StandardScaler: z = (x - mean_) / scale_.
 
-    Statistics are computed stably and in float64, whatever the type of X and the offset of a feature. Those of several calls of `partial_fit` are
-    merged (Chan, Golub & LeVeque 1983) to the values of one `fit` on all samples, to rounding, for a stream of any length.
+    Statistics are computed stably and in float64, whatever the type of X and the offset of a feature. Those of several calls of `partial_fit`
+    are merged (Chan, Golub & LeVeque 1983) to the values of one `fit` on all samples, to rounding, for a stream of any length.
 
     with_mean, with_std : whether to shift, and whether to scale.
     copy : if False, transform and inverse_transform write into X where it is a writeable array of float16, float32 or float64.
 
     Attributes: mean_, var_ (population variance), scale_ (its root, 1 for a constant feature; None without with_std): float64 arrays of shape
-    (n_features,); n_samples_seen_: int or, where features miss different numbers of values, an array of ints; n_features_in_, feature_names_in_.
+    (n_features,); n_samples_seen_: int or, where features miss different numbers of values, an array of ints; n_features_in_,
+    feature_names_in_.
 
-    X is a dense array or DataFrame of shape (n_samples, n_features). NaN stands for a missing value, which is left out of the statistics and stays
-    NaN. float16, float32 and float64 keep their type, others become float64. Raises ValueError for infinity, for another number of features
-    than fitted, and for a feature whose variance exceeds float64.
+    X is a dense array or DataFrame of shape (n_samples, n_features). NaN stands for a missing value, which is left out of the statistics and
+    stays NaN. float16, float32 and float64 keep their type, others become float64. Raises ValueError for infinity, for another number of
+    features than fitted, and for a feature whose variance exceeds float64.
     """
 
     def __init__(self, *, copy=True, with_mean=True, with_std=True):

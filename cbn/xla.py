@@ -46,7 +46,8 @@ class _Error(_Struct):
 
 
 class _Api(_Struct):
-    _fields_ = [("version", _Version), ("internal", ctypes.c_void_p), ("create_error", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Error)))]
+    _fields_ = [("version", _Version), ("internal", ctypes.c_void_p),
+                ("create_error", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Error)))]
 
 
 class _Buffer(_Struct):
@@ -58,7 +59,8 @@ class _Buffers(_Struct):
 
 
 class _Frame(_Struct):
-    _fields_ = [("api", ctypes.POINTER(_Api)), ("context", ctypes.c_void_p), ("stage", ctypes.c_int), ("arguments", _Buffers), ("results", _Buffers)]
+    _fields_ = [("api", ctypes.POINTER(_Api)), ("context", ctypes.c_void_p), ("stage", ctypes.c_int),
+                ("arguments", _Buffers), ("results", _Buffers)]
 
 
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Frame))
@@ -79,7 +81,7 @@ _handlers, _lock = {}, threading.Lock()      # by name: kept for as long as XLA 
 
 
 def _registered(function, options):
-    """The name by which XLA knows function(results, *arguments, **options) from now on: one by content, as compiled programs may outlive the process."""
+    """The name by which XLA knows function(results, *arguments, **options) from now on: one by content, as programs may outlive the process."""
 
     def handler(frame):
         frame = frame[0]
@@ -105,9 +107,8 @@ def _registered(function, options):
 def call(function, results, *operands, **options):
     """function(results, *operands, **options) whenever the program runs in which this is traced.
 
-    function : writes its results, given as arrays, and doesn't write the operands. results : (shape, dtype) of each. options : of values that repr tells
-    apart.
-    An exception becomes a JaxRuntimeError with its message.
+    function : writes its results, given as arrays, and doesn't write the operands. An exception becomes a JaxRuntimeError with its message.
+    results : (shape, dtype) of each. options : of values that repr tells apart.
     """
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
     return jax.ffi.ffi_call(_registered(function, options), results, vmap_method="sequential")(*operands)

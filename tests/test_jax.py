@@ -144,7 +144,7 @@ def test_errors():
         (lambda: jax.jit(cbn.jax.batch_norm_train)(x, eps=1e-3), TypeError, "^eps: expected a real number, got JitTracer"),
         (lambda: cbn.jax.batch_norm_train(x.astype(complex)), TypeError, "^x: "),
         (lambda: cbn.jax.batch_norm_train(x[0, 0]), ValueError, "^x: "),
-        (lambda: cbn.jax.batch_norm_train(x[:1, :, :1]), ValueError, r"Expected more than 1 value per channel when training, got input size \(1, 3, 1\)"),
+        (lambda: cbn.jax.batch_norm_train(x[:1, :, :1]), ValueError, r"Expected more than 1 value per channel .*, got input size \(1, 3, 1\)"),
     ):  # fmt: skip
         for wrap in (lambda f: f, jax.jit):
             with pytest.raises(error, match=message):

@@ -124,7 +124,7 @@ def test_errors():
         Standardizer().transform(x)
     scaler = Standardizer().fit(x)
     mean = scaler.mean_
-    for wrong, message in ((x[:, :2], "X has 2 features, but Standardizer is expecting 3"), (x + np.inf, "infinity"), (x[0], "Expected 2D array")):
+    for wrong, message in ((x[:, :2], "X has 2 features, but Standardizer is expecting 3"), (x + np.inf, "infinity"), (x[0], "Expected 2D")):
         for call in (scaler.transform, scaler.partial_fit, scaler.inverse_transform):
             with pytest.raises(ValueError, match=message):
                 call(wrong)

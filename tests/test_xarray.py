@@ -10,8 +10,8 @@ xarray = pytest.importorskip("xarray", reason="the arrays are xarray's")
 
 def images(dims):
     rng = np.random.default_rng(0)
-    x = rng.normal(3, 2, (4, 3, 5, 6)).astype(np.float32)
-    x = xarray.DataArray(x, dims=("time", "channel", "y", "x"), coords={"channel": ["red", "green", "blue"], "time": range(4)}, attrs={"units": "K"})
+    x, coords = rng.normal(3, 2, (4, 3, 5, 6)).astype(np.float32), {"channel": ["red", "green", "blue"], "time": range(4)}
+    x = xarray.DataArray(x, dims=("time", "channel", "y", "x"), coords=coords, attrs={"units": "K"})
     vectors = [xarray.DataArray(v, dims="channel", coords={"channel": x.channel}) for v in rng.random((4, 3)).astype(np.float32)]
     return x.transpose(*dims), vectors
 
