@@ -30,6 +30,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     axis: int = 1,
+    unbiased: bool = True,
     activation: Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
@@ -103,4 +104,5 @@ def forward_training(
     batches: NDArray[np.int64] | None = None,
     accept: Callable[[BatchStats, NDArray[Any] | None, NDArray[Any] | None], bool] | None = None,
     foresee: bool = False,
+    unbiased: bool = True,
 ) -> tuple[NDArray[Any], BatchStats]: ...

@@ -279,12 +279,13 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
 
 
 def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out,
-                     cnp.ndarray batches=None, accept=None, bint foresee=False):
+                     cnp.ndarray batches=None, accept=None, bint foresee=False, unbiased=True):
     """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None.
 
     batches : the number of batches so far, to be counted up, or None.
     accept : None, or called with the statistics and the new running ones, to change these, raise, or return whether the batch counts.
     foresee : whether accept may raise, so that it must be asked before `out` is written, at the cost of reading x once more.
+    unbiased : as in batch_norm.
     """
     cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var, new_mean = None, new_var = None, counted = None
     cdef int axis_ = channel_axis(x_, axis)
@@ -292,6 +293,7 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.momentum = checked_momentum(momentum)
+    job.unbiased = flag(unbiased, "unbiased")
     job.eps = checked_eps(eps, True, x_)
     check_running_pair(running_mean, running_var)
     if count == 1:
@@ -342,19 +344,20 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     return results
 
 
-def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, activation=None,
-               residual=None, out=None):
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, unbiased=True,
+               activation=None, residual=None, out=None):
     """Normalize each channel: y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual).
 
     With training=False, mean and var are running_mean and running_var. With training=True they are the batch's own (var the population
-    variance), and the running statistics, unless None, are updated in place with the unbiased variance of the m values of a channel:
+    variance), and the running statistics, unless None, are updated in place, with the unbiased variance of the m values of a channel:
 
         running_mean = (1 - momentum) * running_mean + momentum * mean
-        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)
+        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)       unbiased=False: + momentum * var
 
     x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     running_mean, running_var : shape (C,); float32 or float64 when training. Both may be None when training.
     weight, bias : shape (C,), or None for ones and zeros (gamma and beta of the paper).
+    unbiased : whether running_var tracks the unbiased variance (PyTorch) or the population variance (Keras, TensorFlow, ONNX, Flax).
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu"; of the same bits as if
         applied to y.
     residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
@@ -365,13 +368,14 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     Ioffe & Szegedy 2015, algorithms 1 and 2. The call and its wording are those of PyTorch's `functional.batch_norm`.
     """
     if flag(training, "training"):
-        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out)[0]
+        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out, unbiased=unbiased)[0]
     cdef cnp.ndarray x_ = as_elements(x, "x"), y
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, False, x_)
+    flag(unbiased, "unbiased")
     check_running_pair(running_mean, running_var)
     if running_mean is None:
         raise ValueError("running_mean must be defined in evaluation mode")

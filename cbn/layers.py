@@ -1,9 +1,6 @@
 """The layers: a batch normalization with its parameters, running statistics and modes, behaving as PyTorch's of the same name."""
 
 import collections.abc
-import contextlib
-import os
-import threading
 import weakref
 from typing import NamedTuple
 
@@ -11,36 +8,10 @@ import numpy as np
 
 from .functional import (
     array_of, batch_norm, batch_norm_backward, check_writeable, checked_activation, checked_flag, checked_integer, checked_number,
-    forward_training, overlap, store,
+    forward_training, overlap,
 )  # fmt: skip
+from .states import NAMES, converted, form_of_count, load, lock_of, read, write
 from .words import show, warn
-
-
-class IncompatibleKeys(NamedTuple):
-    """What load_state_dict(strict=False) passed over."""
-
-    missing_keys: list
-    unexpected_keys: list
-
-
-# What changes a layer's state, or takes several parts of it, holds one of these, chosen by the layer's address: a lock of its own could be
-# neither copied nor pickled. Reentrant, as a signal's handler may save the layer that a call is training.
-_LOCKS = tuple(threading.RLock() for _ in range(61))
-_locks_held = contextlib.ExitStack()
-
-
-def _hold_all():
-    for lock in _LOCKS:
-        _locks_held.enter_context(lock)
-
-
-def _release_all():
-    _locks_held.pop_all().close()     # detached first: with the first lock, the next to fork may come
-
-
-# A forked child finds each layer as between two calls, and no lock held by a thread that it doesn't have.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hold_all, after_in_parent=_release_all, after_in_child=_release_all)
 
 
 def _checked_policy(value):
@@ -85,45 +56,20 @@ def _checked_array(layer, name, value):
     if array.shape not in ((channels,), (1, channels)):
         should = "" if array.size == channels else f" should contain {channels} elements not {array.size}"
         raise ValueError(f"{name}{should}: expected shape ({channels},), got {array.shape} [num_features={channels}]")
-    converted = _converted(array, name, dtype)
-    _check_variance(layer, name, converted)
-    return converted if converted.ndim == 1 else converted[0]
+    array = converted(array, name, dtype)
+    if name == "running_var":
+        _check_variance(layer, name, array)
+    return array if array.ndim == 1 else array[0]
 
 
-def _check_variance(layer, name, array):
-    if name == "running_var" and (array < 0).any() and not (array.astype(np.float64) + layer.eps > 0)[array < 0].all():
+def _check_variance(layer, label, array):
+    if (array < 0).any() and not (array.astype(np.float64) + layer.eps > 0)[array < 0].all():
         c = int(array.argmin())
-        raise ValueError(f"{name}: expected non-negative values, got {array.reshape(-1)[c]} for channel {c} [eps={layer.eps}]")
-
-
-def _converted(array, name, dtype):
-    """`array` in another type, itself where it has that, or an error where it holds values that the type has no room for."""
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
-    if array.dtype == dtype and array.flags.aligned:
-        return array
-    with np.errstate(all="ignore"):
-        converted = array.astype(dtype)
-        lost = np.isfinite(array) & ~np.isfinite(converted)
-    if lost.any():
-        raise ValueError(f"{name}: expected values within the range of {dtype}, got {array[lost][0]}")
-    return converted
+        raise ValueError(f"{label}: expected non-negative values, got {array.reshape(-1)[c]} for channel {c} [eps={layer.eps}]")
 
 
 def _checked_count(layer, name, value):
-    """A number of batches as an int64 array of shape (): `value` itself where it is one, or a copy."""
-    if value is None:
-        return None
-    array = array_of(value, name)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected an integer, got {array.dtype}")
-    if array.shape not in ((), (1,)):
-        raise ValueError(f"{name}: expected shape (), got {array.shape}")
-    if not 0 <= int(array.reshape(())) < 1 << 62:
-        raise ValueError(f"{name}: expected a number of batches >= 0, got {int(array.reshape(()))}")
-    if array.dtype != np.int64 or not array.flags.aligned:
-        array = array.astype(np.int64)
-    return array.reshape(()) if array.ndim else array
+    return None if value is None else form_of_count(name, value)
 
 
 class _Checked:
@@ -205,9 +151,10 @@ class BatchNorm:
     num_features : C, the length of the channel axis.
     eps : added to the variance; > 0 in training.
     momentum : weight of a new batch in the running statistics, in [0, 1]; None: they are the average over all batches.
-    affine : whether there are a weight (ones at first) and, unless bias=False, a bias (zeros).
+    affine : whether there are a weight (ones at first) and a bias (zeros); weight=False or bias=False leaves out one of them.
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
+    unbiased : whether running_var tracks the unbiased variance (PyTorch) or the population variance (Keras, TensorFlow, ONNX, Flax).
     frozen : None, "statistics" or "all": what stays as it is in a network that trains, in either mode: see `freeze`.
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu": what follows, in the same
         pass over memory.
@@ -233,7 +180,7 @@ class BatchNorm:
     num_features, dtype, stats_dtype = (_Checked(_fixed) for _ in range(3))
     weight, bias, running_mean, running_var = (_Checked(_checked_array) for _ in range(4))
     num_batches_tracked = _Checked(_checked_count)
-    affine, track_running_stats, training = (_Checked(_flag) for _ in range(3))
+    affine, track_running_stats, training, unbiased = (_Checked(_flag) for _ in range(4))
     eps = _Checked(lambda layer, name, value: _checked_eps(value))
     momentum = _Checked(lambda layer, name, value: None if value is None else checked_number(value, name))
     axis = _Checked(lambda layer, name, value: checked_integer(value, name))
@@ -241,8 +188,8 @@ class BatchNorm:
     on_nonfinite = _Checked(lambda layer, name, value: _checked_policy(value))
     frozen = _Checked(lambda layer, name, value: layer._checked_frozen(value))
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None):
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, weight=True, bias=True,
+                 axis=1, unbiased=True, activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None):
         channels = checked_integer(num_features, "num_features")
         if not 0 <= channels < 1 << 48:
             raise ValueError(f"num_features: expected a number of channels, got {show(num_features)}")
@@ -254,11 +201,12 @@ class BatchNorm:
         self.affine = affine
         self.track_running_stats = track_running_stats
         self.axis = axis
+        self.unbiased = unbiased
         self.activation = activation
         self.on_nonfinite = on_nonfinite
         self.training = True
-        with_bias = checked_flag(bias, "bias")
-        self.weight = np.ones(channels, self.dtype) if self.affine else None
+        with_weight, with_bias = checked_flag(weight, "weight"), checked_flag(bias, "bias")
+        self.weight = np.ones(channels, self.dtype) if self.affine and with_weight else None
         self.bias = np.zeros(channels, self.dtype) if self.affine and with_bias else None
         self.running_mean = np.zeros(channels, self.stats_dtype) if self.track_running_stats else None
         self.running_var = np.ones(channels, self.stats_dtype) if self.track_running_stats else None
@@ -334,7 +282,7 @@ class BatchNorm:
 
     @property
     def _lock(self):
-        return _LOCKS[id(self) // 16 % len(_LOCKS)]
+        return lock_of(self)
 
     def _call_training(self, x, residual, out):
         weight, bias, eps, axis, activation = used = self.weight, self.bias, self.eps, self.axis, self.activation
@@ -351,7 +299,7 @@ class BatchNorm:
             self._changes[0] += 1
         try:
             y, stats = forward_training(x, *running, weight, bias, momentum, eps, axis, activation, residual, out, batches,
-                                        None if policy == "propagate" else self._accept, policy == "raise")
+                                        None if policy == "propagate" else self._accept, policy == "raise", self.unbiased)
         finally:
             if tracked:
                 self._changes[0] += 1
@@ -477,15 +425,10 @@ class BatchNorm:
         state = self._state()
         for name in values:
             check_writeable(state[name], name)
-        self._changes[0] += 1
-        try:
-            store([(state[name], value) for name, value in values.items()])
-        finally:
-            self._changes[0] += 1
+        write([self], [(state[name], value) for name, value in values.items()])
 
     def _state(self):
-        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
 
     def state_dict(self):
         """Copies of the parameters and running statistics, under PyTorch's names and in its order."""
@@ -493,55 +436,24 @@ class BatchNorm:
             return {name: array.copy() for name, array in self._state().items()}
 
     def load_state_dict(self, state_dict, strict=True):
-        """Copy parameters and running statistics from a mapping of names to array-likes.
+        """Copy parameters and running statistics from a mapping of names to array-likes, or from a PyTorch module or another layer.
 
         strict : whether to refuse missing and unexpected names. A state dict without num_batches_tracked (of old PyTorch) is accepted.
         Returns (missing_keys, unexpected_keys). Raises ValueError that names each key that doesn't fit, or TypeError, having changed nothing.
         """
-        strict = checked_flag(strict, "strict")
-        if not isinstance(state_dict, collections.abc.Mapping):
-            raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
-        given = dict(state_dict)
-        with self._lock:
-            state = self._state()
-            missing = [name for name in state if name not in given and name != "num_batches_tracked"]
-            unexpected = [name for name in given if name not in state]
-            problems = []
-            if strict and missing:
-                problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
-            if strict and unexpected:
-                names = (f'"{name}"' if isinstance(name, str) else show(name) for name in unexpected)
-                problems.append("Unexpected key(s) in state_dict: " + ", ".join(names))
-            loaded = {}
-            for name in [name for name in state if name in given]:
-                try:
-                    loaded[name] = self._loaded(name, given[name])
-                    check_writeable(state[name], name)
-                except (TypeError, ValueError) as error:
-                    problems.append(str(error))
-            if problems:
-                raise ValueError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(problems))
-            if "running_var" in loaded and (loaded["running_var"] < 0).any():
-                c = int(np.flatnonzero(loaded["running_var"] < 0)[0])
-                warn(f"running_var: expected non-negative values, got {loaded['running_var'][c]} for channel {c}; computing with var + eps, "
-                     "which is positive")
-            self._write(loaded)
-            if "running_mean" in loaded or "running_var" in loaded:
-                self._may_be_untrained = False
-        return IncompatibleKeys(missing, unexpected)
+        return load({"": self}, *read(state_dict), checked_flag(strict, "strict"), f"Error(s) in loading state_dict for {type(self).__name__}")
 
-    def _loaded(self, name, value):
-        """A copy of what is to be loaded, in the form of the state's array, or an error."""
+    def _loaded(self, name, value, label):
+        """A copy of what is to be loaded, in the form of the state's array, or an error that calls it `label`."""
         if name == "num_batches_tracked":
-            if value is None:
-                raise TypeError(f"{name}: expected an integer, got None")
-            return _checked_count(self, name, value).copy()
-        array = array_of(value, name)
+            return form_of_count(label, value).copy()
+        array = array_of(value, label)
         expected = (self.num_features,)
         if array.shape not in (expected, (1, *expected)):
-            raise ValueError(f"size mismatch for {name}: expected shape {expected}, got {array.shape}")
-        array = _converted(array, name, self._dtype_of(name)).reshape(expected).copy()
-        _check_variance(self, name, array)
+            raise ValueError(f"size mismatch for {label}: expected shape {expected}, got {array.shape}")
+        array = converted(array, label, self._dtype_of(name)).reshape(expected).copy()
+        if name == "running_var":
+            _check_variance(self, label, array)
         return array
 
     def _at_inference(self):
@@ -566,16 +478,55 @@ class BatchNorm:
             other.__dict__.update(self.__dict__, _forward="a copy of a layer starts without one", _changes=[0])
         return other
 
+    def config(self):
+        """The class and the arguments that make such a layer, of Python's plain types, as JSON has them: {"class": "BatchNorm2d", ...}.
+
+        What is in the arrays, the mode and the gradients are not part of it.
+        """
+        activation = self.activation
+        if isinstance(activation, tuple):
+            activation = [activation[0], *map(float, activation[1:])]
+        return {
+            "class": type(self).__name__, "num_features": int(self.num_features), "eps": self.eps, "momentum": self.momentum,
+            "affine": self.weight is not None or self.bias is not None, "track_running_stats": self.track_running_stats,
+            "weight": self.weight is not None, "bias": self.bias is not None, "axis": int(self.axis), "unbiased": self.unbiased,
+            "activation": activation, "dtype": self.dtype.name, "stats_dtype": self.stats_dtype.name, "on_nonfinite": self.on_nonfinite,
+            "frozen": self.frozen,
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config):
+        """The layer that `config`, as `config()` gave it, describes: of the class that it names, which is this one or one derived from it.
+
+        Arguments that it lacks have their defaults. Raises ValueError or TypeError.
+        """
+        if not isinstance(config, collections.abc.Mapping):
+            raise TypeError(f"config: expected a mapping of names to values, got {type(config).__name__}")
+        options = dict(config)
+        kinds, name = {kind.__name__: kind for kind in _derived(cls)}, options.pop("class", cls.__name__)
+        if not isinstance(name, str) or name not in kinds:
+            raise ValueError(f"config: expected a class among {', '.join(sorted(kinds))}, got {show(name)}")
+        if isinstance(options.get("activation"), list):
+            options["activation"] = tuple(options["activation"])
+        return kinds[name](**options)
+
     def __repr__(self):
-        axis = "" if self.axis == 1 else f", axis={self.axis}"
-        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype.name!r}"
-        dtype += "" if self.stats_dtype == self.dtype else f", stats_dtype={self.stats_dtype.name!r}"
-        policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
-        frozen = "" if self.frozen is None else f", frozen={self.frozen!r}"
-        bias = ", bias=False" if self.affine and self.bias is None else ""
-        activation = "" if self.activation is None else f", activation={self.activation!r}"
-        return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy}{frozen})")
+        options = self.config()
+        shown = {name: options[name] for name in ("eps", "momentum")} | {"affine": self.affine, "track_running_stats": self.track_running_stats}
+        if self.affine:
+            shown |= {name: False for name in ("weight", "bias") if not options[name]}
+        usual = {"axis": 1, "unbiased": True, "activation": None, "dtype": "float32", "stats_dtype": options["dtype"], "on_nonfinite": "propagate",
+                 "frozen": None}  # fmt: skip
+        shown |= {name: options[name] for name, value in usual.items() if options[name] != value}
+        if isinstance(self.activation, tuple):
+            shown["activation"] = tuple(options["activation"])
+        return f"{type(self).__name__}({self.num_features}, {', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _derived(cls):
+    yield cls
+    for kind in cls.__subclasses__():
+        yield from _derived(kind)
 
 
 class BatchNorm1d(BatchNorm):

@@ -155,6 +155,7 @@ def draw(pick):
         placed["mean"], placed["var"] = vector(NORMAL, any_dtype), vector(UNIFORM, (np.float32, np.float64))
     if op == "training":
         others["momentum"] = pick((0.1, 0.1, 0.0, 1.0, 1, 0.5))
+        others["unbiased"] = pick((True, True, False))
         if pick((True, True, True, False)):
             placed["mean"], placed["var"] = (vector(pool, (np.float32, np.float64)) for pool in (NORMAL, UNIFORM))
     if op in ("training", "train") and count == 1:
@@ -212,6 +213,7 @@ def faults(call):
     if call.operation == "training":
         yield from (("momentum", lambda a, v=v: v, ValueError) for v in (-0.1, 1.5, float("nan")))
         yield from (("momentum", lambda a, v=v: v, TypeError) for v in (None, "0.1", True))
+        yield from (("unbiased", lambda a, v=v: v, TypeError) for v in (None, 1, "no"))
     for name in {"weight", "bias", "mean", "var"} & call.placed.keys():
         yield name, lambda a: np.append(a, a[:1] if a.size else 1.0), ValueError
         yield name, lambda a: np.array(a).reshape(-1, 1, 1), ValueError
@@ -381,9 +383,9 @@ def compare_with_reference(call, before, results):
                 of_x = abs(st[0]) * np.sqrt(st[1]) * rounding + (abs(st[0]) * np.finfo(np.float64).eps) ** 2
                 pairs += [("st_mean", st[0], size, 8), ("st_var", st[1], st[1] + of_x, 8)]
             if "mean" in results:
-                momentum, unbiased = others["momentum"], st[1] * m / (m - 1)
+                momentum, tracked = others["momentum"], st[1] * m / (m - 1) if others["unbiased"] else st[1]
                 pairs += [("mean", reference.updated(mean, st[0], momentum), abs(mean) + size, 8)]
-                pairs += [("var", reference.updated(var, unbiased, momentum), var + unbiased, 8)]
+                pairs += [("var", reference.updated(var, tracked, momentum), var + tracked, 8)]
         for name, expected, scale, ulps in pairs:
             if name not in results or results[name].dtype == np.float16:
                 continue

@@ -6,10 +6,11 @@ cd "$(dirname "$0")/.."
 
 # name | what is installed beside ".[test]" | tests
 table="
-keras   | torch keras jax h5py scikit-learn tqdm     | tests/test_keras.py
-jax     | jax flax optax scikit-learn tqdm           | tests/test_jax.py
-sklearn | scikit-learn pandas polars                 | tests/test_sklearn.py
-xarray  | xarray dask                                | tests/test_xarray.py
+torch   | torch==2.13.0 safetensors                   | tests/test_weights_torch.py tests/test_network.py
+keras   | torch==2.13.0 keras jax h5py scikit-learn   | tests/test_weights_keras.py tests/test_keras.py
+jax     | jax flax optax scikit-learn tqdm            | tests/test_weights_flax.py tests/test_jax.py
+sklearn | scikit-learn pandas polars                  | tests/test_sklearn.py
+xarray  | xarray dask                                 | tests/test_xarray.py
 "
 
 row() {

@@ -108,6 +108,7 @@ ctypedef struct Job:
     Vector running_mean         # updated by MOMENTS unless NULL
     Vector running_var
     double momentum
+    bint unbiased               # running_var takes var * m / (m - 1) rather than var
     double count                # values of a channel: x's own or, without a reduction, those of all parts of a batch
     Vector weight_grad          # results of GRADIENTS; NULL where FROZEN is all that is wanted. BACKWARD without a reduction: sum(dy * xhat), given
     Vector bias_grad            # and sum(dy)
