@@ -9,7 +9,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
 import numpy as np
-from network import CLASSES, convolutional, digits
+from network import CLASSES, convolutional_of, digits
 
 import cbn.keras
 
@@ -32,18 +32,9 @@ def in_keras(normalization):
 
 
 def in_numpy(model):
-    """That network with the weights of a Keras model: its arrays are taken as they are, but for the kernels' order of axes."""
-    network = convolutional(seed=0)
-    trained = [layer for layer in model.layers if layer.weights]
-    for (_, layer), kept in zip(network.trained, trained, strict=True):
-        if isinstance(kept, keras.layers.BatchNormalization):
-            layer.eps = kept.epsilon        # 1e-3, where PyTorch and cbn have 1e-5
-            layer.weight, layer.bias, layer.running_mean, layer.running_var = kept.get_weights()
-        else:
-            kernel, layer.bias = kept.get_weights()
-            kernel = kernel.transpose(2, 0, 1, 3) if kernel.ndim == 4 else kernel     # network.Convolution has the inputs first
-            layer.weight = kernel.reshape(-1, kernel.shape[-1])
-    return network
+    """That network with the weights of a Keras model."""
+    kernels = [layer.get_weights() for layer in model.layers if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))]
+    return convolutional_of(cbn.from_keras(model).values(), kernels)
 
 
 def main():
@@ -60,7 +51,8 @@ def main():
     own.set_weights(model.get_weights())
     for name, others in (("Keras with its own layer", own.predict(images, verbose=0)), ("NumPy", in_numpy(model).infer(x_test))):
         same = np.mean(others.argmax(axis=1) == scores.argmax(axis=1))
-        print(f"{name}: {same:.1%} of the predictions are the same, the scores at most {abs(others - scores).max():.1e} apart (of {abs(scores).max():.1f})")
+        apart = abs(others - scores).max() / abs(scores).max()
+        print(f"{name}: {same:.1%} of the predictions are the same, the scores at most {apart:.1e} of the largest apart")
 
 
 if __name__ == "__main__":
