@@ -111,10 +111,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         inputs = keras.ops.cast(inputs, self.compute_dtype)
         training = training and self.trainable
         mask = self._checked_mask(inputs, mask) if training and mask is not None else None
-        gamma, beta, *moving = (
-            None if v is None else keras.ops.convert_to_tensor(v)
-            for v in (self.gamma if self.scale else None, self.beta if self.center else None, self.moving_mean, self.moving_variance)
-        )
+        gamma, beta = self.gamma.value if self.scale else None, self.beta.value if self.center else None
+        moving = self.moving_mean.value, self.moving_variance.value
         if not training or 0 in inputs.shape or mask is not None and not mask.any():
             return apply(inputs, gamma, beta, moving, None, self.epsilon, self.axis)[0]
         y, *batch = apply(inputs, gamma, beta, None, mask, self.epsilon, self.axis)
