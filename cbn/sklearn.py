@@ -62,18 +62,20 @@ class Standardizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self.mean_ if self.with_mean else np.zeros_like(self.mean_)
 
     def _checked(self, X):
+        """X as an array, and what to write: itself or, if None, a new array."""
         check_is_fitted(self)
-        return validate_data(self, X, reset=False, dtype=_DTYPES, ensure_all_finite="allow-nan", copy=self.copy, force_writeable=True)
+        X = validate_data(self, X, reset=False, dtype=_DTYPES, ensure_all_finite="allow-nan", force_writeable=not self.copy)
+        return X, None if self.copy else X
 
     def transform(self, X):
         """(X - mean_) / scale_, of X's type."""
-        X = self._checked(X)
-        return batch_norm(X, self._shift(), self._divided_by(), eps=0.0, out=X)
+        X, out = self._checked(X)
+        return batch_norm(X, self._shift(), self._divided_by(), eps=0.0, out=out)
 
     def inverse_transform(self, X):
         """X * scale_ + mean_, of X's type."""
-        X = self._checked(X)
-        return batch_norm(X, np.zeros_like(self.mean_), np.ones_like(self.var_), np.sqrt(self._divided_by()), self._shift(), eps=0.0, out=X)
+        X, out = self._checked(X)
+        return batch_norm(X, np.zeros_like(self.mean_), np.ones_like(self.var_), np.sqrt(self._divided_by()), self._shift(), eps=0.0, out=out)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
