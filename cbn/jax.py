@@ -54,11 +54,11 @@ def _checked(function, how, x, weight, bias, *statistics):
 
 
 def _gradients(function, how, dtype, operands, dy):
-    """The gradients of x (None if that holds integers), weight and bias."""
+    """The gradients of x (which JAX passes over where that holds integers), weight and bias."""
     x, *_, weight, bias = operands
     results = [(x.shape, dtype), (weight.shape, weight.dtype), (bias.shape, weight.dtype)]
     dx, dweight, dbias = xla.call(function, results, dy, *operands, **dict(how))
-    return dx if x.dtype == dtype else None, dweight, dbias.astype(bias.dtype)
+    return dx, dweight, dbias.astype(bias.dtype)
 
 
 def _store(results, arrays):

@@ -110,7 +110,7 @@ def test_integers(dtype):
     weight, bias = np.ones(3, np.float32), np.zeros(3, np.float32)
     same(cbn.jax.batch_norm(x, bias, weight), cbn.batch_norm(x, bias, weight))
     same(cbn.jax.batch_norm_train(x)[0], cbn.batch_norm_train(x)[0])
-    dweight = jax.grad(lambda w: (cbn.jax.batch_norm_train(x, w)[0] ** 2).sum())(weight)
+    dweight = jax.grad(lambda w, x: (cbn.jax.batch_norm_train(x, w)[0] ** 2).sum())(weight, x)
     y, stats = cbn.batch_norm_train(x, weight)
     same(dweight, cbn.batch_norm_backward(2 * y, x, stats, weight).weight)
 
