@@ -185,3 +185,21 @@ def convolutional(seed):
         Reshape(4 * 4 * 32),
         Dense(4 * 4 * 32, CLASSES, 0.01, rng),
     ])
+
+
+def convolutional_of(norms, kernels):
+    """The same of weights from another framework with channels last.
+
+    norms : the two batch normalizations, without their activation.
+    kernels : (kernel, bias) of the other layers: (height, width, inputs, outputs) or (inputs, outputs), and (outputs,).
+    """
+    layers, norms, kernels = convolutional(seed=0).layers, iter(norms), iter(kernels)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, cbn.BatchNorm):
+            layers[i] = next(norms)
+            layers[i].activation = layer.activation
+        elif isinstance(layer, Dense):
+            kernel, layer.bias = map(np.asarray, next(kernels))
+            kernel = kernel.transpose(2, 0, 1, 3) if kernel.ndim == 4 else kernel  # as Convolution's windows lie
+            layer.weight = kernel.reshape(-1, kernel.shape[-1])
+    return Network(layers)
