@@ -115,7 +115,7 @@ def extension(name, flags=(), element=0):
 
 setup(
     cmdclass={"build_ext": BuildExt},
-    ext_modules=[extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "capi", "functional")]
+    ext_modules=[extension(f"cbn.{name}") for name in ("dispatch", "threads", "memory", "native", "capi", "functional", "onnx.runtime")]
     + [
         extension(f"cbn.kernels.{level}_{name}", flags + ["-DCYTHON_INLINE=inline __attribute__((always_inline))"], element)
         for level, flags in LEVELS.items()

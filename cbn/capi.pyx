@@ -175,6 +175,7 @@ cdef int cbn_training(
     job.running_mean, job.running_var = vector(running_mean, parameter_dtype), vector(running_var, parameter_dtype)
     job.mean, job.var = vector(mean, CBN_FLOAT64), vector(var, CBN_FLOAT64)
     job.momentum = momentum
+    job.unbiased = True
     wrong = wrong_array(arrays, 9) or (0 if 0 <= momentum <= 1 else 15) or finish(&job, 20, eps, True, activation, alpha, beta, threads) \
         or (CBN_ONE_VALUE if outer * inner == 1 else 0)
     return wrong or run(&job, x, NULL, residual, y, NULL, threads)

@@ -87,6 +87,12 @@ cdef int check_type(cnp.ndarray a, str name, cnp.ndarray x) except -1:
     raise TypeError(f"{name}: expected dtype {result_dtype(x)}{of_x}, got {a.dtype}")
 
 
+cdef int check_like_x(cnp.ndarray dy, cnp.ndarray x) except -1:
+    if not same_shape(dy, x):
+        raise ValueError(f"dy: expected shape {np.shape(x)}, that of x, got {np.shape(dy)}")
+    return check_type(dy, "dy", x)
+
+
 cdef int channel_axis(cnp.ndarray x, object axis) except -1:
     cdef Py_ssize_t a
     cdef int rank = cnp.PyArray_NDIM(x)

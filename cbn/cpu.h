@@ -4,7 +4,10 @@
 #define cpu_has_avx512() \
     (__builtin_cpu_init(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") \
      && __builtin_cpu_supports("avx512vl"))
+/* AMD's fetch ahead by themselves: being told so costs them 4 to 10 %. Intel's gain by it. */
+#define cpu_fetches() (__builtin_cpu_init(), __builtin_cpu_is("intel"))
 #else
+#define cpu_fetches() 0
 #define cpu_has_avx2() 0
 #define cpu_has_avx512() 0
 #endif

@@ -14,11 +14,13 @@ from .words import show
 cdef extern from "cpu.h":
     bint cpu_has_avx2()
     bint cpu_has_avx512()
+    bint cpu_fetches()
     long last_level_cache()
     long second_level_cache()
 
 # Of a core's own cache, what a thread can count on to find again what it has just read.
 core_cache = 0.75 * (second_level_cache() or 1 << 20)
+fetches = cpu_fetches()
 
 _supported = {"avx512": bool(cpu_has_avx512()), "avx2": bool(cpu_has_avx2()), "baseline": True}     # best first
 _current = None

@@ -81,7 +81,7 @@ def _folded(weight, bias, bn, order, groups, transposed, before, obstacle, where
     w__giok = _by_group(folded, order, groups, transposed, where)
     g, i, o, *kernel = w__giok.shape
     old_bias = np.zeros(g * o) if bias is None else _vector(bias, "bias", g * o, where)
-    scale, mean, bn_bias = _inference(bn, g * i if before else g * o, where)
+    scale, mean, bn_bias = at_inference(bn, g * i if before else g * o, where)
     if before and getattr(bn, "activation", None) is not None:
         raise ValueError(f"bn: expected a layer without an activation before another layer, got activation={bn.activation!r}")
     if before:
@@ -94,7 +94,16 @@ def _folded(weight, bias, bn, order, groups, transposed, before, obstacle, where
         new_bias = (old_bias - mean) * scale + bn_bias
     w__giok *= scale.reshape(g, i if before else 1, 1 if before else o, *[1] * len(kernel))
     dtype = weight.dtype.newbyteorder("=")
-    return Folded(folded.astype(dtype, copy=False), new_bias.astype(dtype, copy=False), float(abs(scale - 1).max(initial=0)))
+    return Folded(rounded(folded, dtype), rounded(new_bias, dtype), float(abs(scale - 1).max(initial=0)))
+
+
+def rounded(a, dtype):
+    """An array of float64 in another type, rounded once: on the way to bfloat16, in float32, of the two beside a number the odd one is taken."""
+    if dtype.name == "bfloat16":
+        near = a.astype(np.float32)
+        bits = near.view(np.int32)
+        a = np.where(near == a, bits, (bits - (abs(near) > abs(a))) | 1).view(np.float32)
+    return a.astype(dtype, copy=False)
 
 
 def _by_group(weight, order, groups, transposed, where):
@@ -111,7 +120,7 @@ def _by_group(weight, order, groups, transposed, where):
     return w if transposed else w.swapaxes(1, 2)
 
 
-def _inference(bn, channels, where):
+def at_inference(bn, channels, where):
     """scale, mean and bias, float64 arrays of shape (channels,): at inference bn is (x - mean) * scale + bias."""
     if isinstance(bn, BatchNorm):
         bn = bn._at_inference()

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .layers import BatchNorm
@@ -14,6 +15,8 @@ class Folded(NamedTuple):
     bias: NDArray[Any]
     change: float
 
+def rounded(a: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]: ...
+def at_inference(bn: _Normalization, channels: int, where: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 def fold_conv(
     weight: ArrayLike,
     bias: ArrayLike | None,

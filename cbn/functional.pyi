@@ -34,6 +34,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     axis: int = 1,
+    unbiased: bool = True,
     activation: _Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
@@ -50,6 +51,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     axis: int = 1,
+    unbiased: bool = True,
     activation: _Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray[np.float32] | None = None,
@@ -66,6 +68,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     axis: int = 1,
+    unbiased: bool = True,
     activation: _Activation = None,
     residual: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
@@ -80,7 +83,7 @@ def batch_norm_train(
     axis: int = 1,
     activation: _Activation = None,
     residual: ArrayLike | None = None,
-    stats: BatchStats | None = None,
+    stats: BatchStats | Callable[[BatchStats], BatchStats] | None = None,
     out: NDArray[_Float] | None = None,
 ) -> tuple[NDArray[_Float], BatchStats]: ...
 @overload
@@ -93,7 +96,7 @@ def batch_norm_train(
     axis: int = 1,
     activation: _Activation = None,
     residual: ArrayLike | None = None,
-    stats: BatchStats | None = None,
+    stats: BatchStats | Callable[[BatchStats], BatchStats] | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], BatchStats]: ...
 @overload
@@ -106,7 +109,7 @@ def batch_norm_train(
     axis: int = 1,
     activation: _Activation = None,
     residual: ArrayLike | None = None,
-    stats: BatchStats | None = None,
+    stats: BatchStats | Callable[[BatchStats], BatchStats] | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], BatchStats]: ...
 def gradient_sums(
@@ -134,7 +137,26 @@ def batch_norm_backward(
     affine_grad: bool = True,
     activation: _Activation = None,
     residual: ArrayLike | None = None,
-    sums: GradientSums | None = None,
+    sums: GradientSums | Callable[[GradientSums], GradientSums] | None = None,
+    out: NDArray[Any] | None = None,
+) -> Gradients: ...
+def activate(
+    x: ArrayLike,
+    activation: _Activation,
+    *,
+    bias: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    axis: int = 1,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def activate_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    activation: _Activation,
+    *,
+    bias: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    axis: int = 1,
     out: NDArray[Any] | None = None,
 ) -> Gradients: ...
 def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats: ...
@@ -170,4 +192,6 @@ def forward_training(
     batches: NDArray[np.int64] | None = None,
     accept: Callable[[BatchStats, NDArray[Any] | None, NDArray[Any] | None], bool] | None = None,
     foresee: bool = False,
+    merge: Callable[[BatchStats], BatchStats] | None = None,
+    unbiased: bool = True,
 ) -> tuple[NDArray[Any], BatchStats]: ...

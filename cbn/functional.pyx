@@ -278,13 +278,36 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
     return count
 
 
+cdef object merged_stats(stats, cnp.ndarray x, int axis, double eps):
+    """What `merge` returned, checked, with contiguous float64 arrays."""
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
+    cdef Vector vector
+    count = count_of_all(stats, x, axis)
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got one in all parts of the batch {where(x, axis)}")
+    mean, var = (np.ascontiguousarray(needed(&vector, a, name, channels, x, axis), np.float64)
+                 for a, name in ((stats.mean, "stats.mean"), (stats.var, "stats.var")))
+    see(&vector, var)
+    check_variance(&vector, channels, "stats.var", eps)
+    return new_tuple(BatchStats, (count, mean, var))
+
+
+cdef int update_running(cnp.ndarray running, cnp.ndarray batch, double momentum) except -1:
+    """As the kernels do: in float64, rounded once."""
+    with np.errstate(all="ignore"):
+        running[:] = (1 - momentum) * running.astype(np.float64) + momentum * batch
+    return 0
+
+
 def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out,
-                     cnp.ndarray batches=None, accept=None, bint foresee=False):
+                     cnp.ndarray batches=None, accept=None, bint foresee=False, unbiased=True, merge=None):
     """Training forward of functions and layers: returns (y, BatchStats); updates the running statistics unless they are None.
 
     batches : the number of batches so far, to be counted up, or None.
     accept : None, or called with the statistics and the new running ones, to change these, raise, or return whether the batch counts.
     foresee : whether accept may raise, so that it must be asked before `out` is written, at the cost of reading x once more.
+    unbiased : as in batch_norm.
+    merge : None, or called with the statistics of x, when all arguments have been checked, to return those of the batch of which x is a part.
     """
     cdef cnp.ndarray x_ = as_elements(x, "x"), y, mean, var, new_mean = None, new_var = None, counted = None
     cdef int axis_ = channel_axis(x_, axis)
@@ -292,9 +315,10 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.momentum = checked_momentum(momentum)
+    job.unbiased = flag(unbiased, "unbiased")
     job.eps = checked_eps(eps, True, x_)
     check_running_pair(running_mean, running_var)
-    if count == 1:
+    if count == 1 and merge is None:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {np.shape(x_)}")
     if running_mean is not None:
         running_mean = check_running(running_mean, "running_mean", channels, x_, axis_)
@@ -322,17 +346,33 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
             raise ValueError("num_batches_tracked: expected a writeable array, which training updates in place, got a read-only one")
         counted = batches.copy()
         counted += 1
-    results = y, new_tuple(BatchStats, (count, mean, var))
-    if out is not None and (foresee or running_mean is not None and raised_warnings()):
+    stats = new_tuple(BatchStats, (count, mean, var))
+    if merge is not None:
+        job.running_mean.data = job.running_var.data = NULL
         job.apply = 0
         run(&job, axis_, x_, None, None, None, None)
-        judge(results[1], running_var, new_mean, new_var, accept)
+        stats = merged_stats(merge(stats), x_, axis_, job.eps)
+        see(&job.mean, stats.mean)
+        see(&job.var, stats.var)
+        if running_mean is not None and stats.count > 0:
+            update_running(new_mean, stats.mean, job.momentum)
+            update_running(new_var, stats.unbiased_var if job.unbiased else stats.var, job.momentum)
+        counts = judge(stats, running_var, new_mean, new_var, accept)
+        job.reduction = 0
         job.apply = FORWARD
-        if running_mean is not None:
-            copy_vector(new_mean, running_mean)
-            copy_vector(new_var, running_var)
-    run(&job, axis_, x_, None, residual_, y, None)
-    counts = judge(results[1], running_var, new_mean, new_var, accept)
+        run(&job, axis_, x_, None, residual_, y, None)
+    else:
+        if out is not None and (foresee or running_mean is not None and raised_warnings()):
+            job.apply = 0
+            run(&job, axis_, x_, None, None, None, None)
+            judge(stats, running_var, new_mean, new_var, accept)
+            job.apply = FORWARD
+            if running_mean is not None:
+                copy_vector(new_mean, running_mean)
+                copy_vector(new_var, running_var)
+        run(&job, axis_, x_, None, residual_, y, None)
+        counts = judge(stats, running_var, new_mean, new_var, accept)
+    results = y, stats
     # From here on nothing fails, nor does Python code run, where a signal's handler could raise.
     if running_mean is not None:
         copy_vector(running_mean, new_mean)
@@ -342,19 +382,20 @@ def forward_training(x, running_mean, running_var, weight, bias, momentum, eps, 
     return results
 
 
-def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, activation=None,
-               residual=None, out=None):
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *, axis=1, unbiased=True,
+               activation=None, residual=None, out=None):
     """Normalize each channel: y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual).
 
     With training=False, mean and var are running_mean and running_var. With training=True they are the batch's own (var the population
-    variance), and the running statistics, unless None, are updated in place with the unbiased variance of the m values of a channel:
+    variance), and the running statistics, unless None, are updated in place, with the unbiased variance of the m values of a channel:
 
         running_mean = (1 - momentum) * running_mean + momentum * mean
-        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)
+        running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)       unbiased=False: + momentum * var
 
     x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
     running_mean, running_var : shape (C,); float32 or float64 when training. Both may be None when training.
     weight, bias : shape (C,), or None for ones and zeros (gamma and beta of the paper).
+    unbiased : whether running_var tracks the unbiased variance (PyTorch) or the population variance (Keras, TensorFlow, ONNX, Flax).
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu"; of the same bits as if
         applied to y.
     residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
@@ -365,13 +406,14 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     Ioffe & Szegedy 2015, algorithms 1 and 2. The call and its wording are those of PyTorch's `functional.batch_norm`.
     """
     if flag(training, "training"):
-        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out)[0]
+        return forward_training(x, running_mean, running_var, weight, bias, momentum, eps, axis, activation, residual, out, unbiased=unbiased)[0]
     cdef cnp.ndarray x_ = as_elements(x, "x"), y
     cdef int axis_ = channel_axis(x_, axis)
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, False, x_)
+    flag(unbiased, "unbiased")
     check_running_pair(running_mean, running_var)
     if running_mean is None:
         raise ValueError("running_mean must be defined in evaluation mode")
@@ -401,6 +443,12 @@ cdef object count_of_all(stats, cnp.ndarray x, int axis):
     return count
 
 
+cdef int check_sums(sums) except -1:
+    if not isinstance(sums, GradientSums):
+        raise TypeError(f"sums: expected GradientSums, got {type(sums).__name__}")
+    return 0
+
+
 def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=None, residual=None, stats=None, out=None):
     """Normalize each channel by the batch's own statistics; return them too.
 
@@ -411,13 +459,15 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5, *, axis=1, activation=
     eps : > 0, added to the variance.
     activation, residual : as in `batch_norm`.
     stats : None, or the BatchStats of a batch of which x is a part (`batch_stats` of each part, merged): x, which may have any number of values, is
-        normalized by these.
+        normalized by these. Or a function that makes them of x's own, called when all arguments have been checked.
     out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
     Returns (y, BatchStats(count, mean, var)); the latter, `stats` itself if given, is what `batch_norm_backward` needs.
     Raises ValueError or TypeError, having written nothing.
 
     Ioffe & Szegedy 2015, algorithm 1.
     """
+    if callable(stats):
+        return forward_training(x, None, None, weight, bias, 0.0, eps, axis, activation, residual, out, merge=stats)
     if stats is not None:
         x_ = as_elements(x, "x")
         count_of_all(stats, x_, channel_axis(x_, axis))
@@ -466,9 +516,7 @@ def gradient_sums(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, act
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, True, x_)
-    if not same_shape(dy_, x_):
-        raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
-    check_type(dy_, "dy", x_)
+    check_like_x(dy_, x_)
     count_of_all(stats, x_, axis_)
     mean_ = needed(&job.mean, stats.mean, "stats.mean", channels, x_, axis_)
     var_ = needed(&job.var, stats.var, "stats.var", channels, x_, axis_)
@@ -482,6 +530,15 @@ def gradient_sums(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, act
     sums = result(&job.bias_grad, channels, cnp.NPY_FLOAT64)
     run(&job, axis_, x_, dy_, residual_ if job.activation else None, None, None)
     return new_tuple(GradientSums, (sums, products))
+
+
+cdef tuple gradient_types(object parameter, cnp.ndarray x):
+    """Of the gradient of a parameter: the type that the kernels write, float32 or float64, and that which it is converted to afterwards, or None."""
+    if isinstance(parameter, cnp.ndarray) and dtype_of(parameter) == FLOAT32:
+        return cnp.NPY_FLOAT32, None
+    if isinstance(parameter, cnp.ndarray) and (parameter.dtype.kind == "f" or is_bfloat16(parameter)):
+        return cnp.NPY_FLOAT64, None if dtype_of(parameter) == FLOAT64 else parameter.dtype.newbyteorder("=")
+    return cnp.NPY_FLOAT64 if dtype_of(x) == FLOAT64 else cnp.NPY_FLOAT32, None
 
 
 def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=1, training=True, affine_grad=True, activation=None,
@@ -499,7 +556,8 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     weight, bias, eps, axis, activation, residual : as in the forward call. dy is first taken back through the activation, whose input is computed
         anew; at its corners the gradients are PyTorch's.
     sums : None, or the GradientSums of all parts of a batch of which x and dy are one (`gradient_sums` of each part, merged): x' is this part's, m
-        is stats.count, that of all; weight' and bias' are those of all parts, which are the sums.
+        is stats.count, that of all; weight' and bias' are those of all parts, which are the sums. Or a function that makes them of this part's,
+        called when all arguments have been checked.
     affine_grad : whether weight' and bias' are wanted. If not, with training=False and no activation, of x only shape and dtype matter.
     out : array for x', of x's shape and dtype; may be dy or x itself, otherwise must not overlap an argument. None: a new array.
     Returns Gradients(x, weight, bias): x' of x's dtype; those of weight and bias of shape (C,), in the dtype of `weight` if it is a float array,
@@ -515,16 +573,14 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.eps = checked_eps(eps, train, x_)
-    if not same_shape(dy_, x_):
-        raise ValueError(f"dy: expected shape {np.shape(x_)}, that of x, got {np.shape(dy_)}")
-    check_type(dy_, "dy", x_)
+    check_like_x(dy_, x_)
     if not isinstance(stats, tuple) or len(stats) not in (2, 3):
         raise TypeError(f"stats: expected BatchStats or a pair (mean, var), got {type(stats).__name__}")
     mean = stats[len(stats) - 2]
     var = stats[len(stats) - 1]
     if sums is not None:
-        if not isinstance(sums, GradientSums):
-            raise TypeError(f"sums: expected GradientSums, got {type(sums).__name__}")
+        if not callable(sums):
+            check_sums(sums)
         if not train:
             raise ValueError("sums: expected None with training=False, as gradients by constant statistics need no sums")
         job.count = count_of_all(stats, x_, axis_)
@@ -541,7 +597,7 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     dx = output(out, dy_ if scaled else x_)
     if out is not None:
         check_outputs(dx, x_, dy_, residual_, weight, bias, mean, var, "stats.")
-        for name in ("dy", "dy_xhat") if sums is not None else ():
+        for name in ("dy", "dy_xhat") if isinstance(sums, GradientSums) else ():
             check_overlap(dx, "out", getattr(sums, name), "sums." + name, False)
     check_variance(&job.var, channels, "stats.var", job.eps)
     if residual_ is None:
@@ -558,14 +614,14 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
         gradients = new_tuple(Gradients, (dx, None, None))
         gradients.residual = residual_grad
         return gradients
-    # float32 and float64 are written by the kernels, anything else is converted afterwards.
-    kernel_type, grad_dtype = cnp.NPY_FLOAT64 if dtype_of(x_) == FLOAT64 else cnp.NPY_FLOAT32, None
-    if isinstance(weight, cnp.ndarray) and dtype_of(weight) == FLOAT32:
-        kernel_type = cnp.NPY_FLOAT32
-    elif isinstance(weight, cnp.ndarray) and (weight.dtype.kind == "f" or is_bfloat16(weight)):
-        kernel_type = cnp.NPY_FLOAT64
-        if dtype_of(weight) != FLOAT64:
-            grad_dtype = weight.dtype.newbyteorder("=")
+    if callable(sums):
+        job.reduction = GRADIENTS
+        products_ = result(&job.weight_grad, channels, cnp.NPY_FLOAT64)
+        sums_ = result(&job.bias_grad, channels, cnp.NPY_FLOAT64)
+        run(&job, axis_, x_, dy_, residual_ if job.activation else None, None, None)
+        sums = sums(new_tuple(GradientSums, (sums_, products_)))
+        check_sums(sums)
+    kernel_type, grad_dtype = gradient_types(weight, x_)
     job.reduction = GRADIENTS if sums is None else 0
     job.apply = BACKWARD if train else FROZEN
     if sums is not None:
@@ -583,4 +639,67 @@ def batch_norm_backward(dy, x, stats, weight=None, bias=None, eps=1e-5, *, axis=
     gradients = new_tuple(Gradients, (dx, weight_grad, bias_grad) if affine else (dx, None, None))
     if residual_grad is not None:
         gradients.residual = residual_grad
+    return gradients
+
+
+def activate(x, activation, *, bias=None, residual=None, axis=1, out=None):
+    """y = activation(x + bias + residual), in one pass: what follows a layer that batch normalization was folded into.
+
+    x : array of floats or small integers, rank >= 2, shape (N, C, ...) or with the channels on another `axis`.
+    activation : as in `batch_norm`, of the same bits.
+    bias : shape (C,), any real dtype, or None.
+    residual : array of x's shape and dtype to add before the activation, or None; `out` may be it.
+    out : array of x's shape and dtype to write; may be x itself, otherwise must not overlap an argument. None: a new array.
+    Returns y, of x's shape and dtype (float32 where x holds integers).
+    Raises ValueError or TypeError, having written nothing.
+    """
+    cdef cnp.ndarray x_ = as_elements(x, "x"), y
+    cdef int axis_ = channel_axis(x_, axis)
+    cdef Job job
+    memset(&job, 0, sizeof(job))            # a mean of 0 and a variance of 1
+    bias_ = parameter(&job.bias, bias, "bias", cnp.PyArray_DIM(x_, axis_), x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, False)
+    y = output(out, x_)
+    if out is not None:
+        check_outputs(y, x_, None, residual_, None, bias, None, None, "")
+    job.apply = FORWARD
+    run(&job, axis_, x_, None, residual_, y, None)
+    return y
+
+
+def activate_backward(dy, x, activation, *, bias=None, residual=None, axis=1, out=None):
+    """Gradients of a loss with respect to x, bias and residual, from dy, that with respect to y = activate(x, activation, ...).
+
+    dy, x : arrays of one shape and dtype, as in the forward call; activation, bias, residual, axis as there.
+    out : array for the gradient of x, of its shape and dtype; may be dy or x itself, otherwise must not overlap an argument. None: a new array.
+    Returns Gradients(x, None, bias): that of x, which is the residual's, too (attribute `residual`, the same array, if there is one), and that of bias, of
+        shape (C,) and its dtype if it is a float array, else x's, or None where there is none. At corners they are PyTorch's.
+    Raises ValueError or TypeError, having written nothing.
+    """
+    cdef cnp.ndarray x_ = as_elements(x, "x"), dy_ = as_elements(dy, "dy"), dx, bias_grad = None, products
+    cdef int axis_ = channel_axis(x_, axis)
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x_, axis_)
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    check_like_x(dy_, x_)
+    bias_ = parameter(&job.bias, bias, "bias", channels, x_, axis_)
+    residual_ = addend(residual, x_)
+    set_fusion(&job, activation, residual_, x_, True)
+    dx = output(out, x_)
+    if out is not None:
+        check_outputs(dx, x_, dy_, residual_, None, bias, None, None, "")
+    job.apply = FROZEN
+    if bias is not None:
+        job.reduction = GRADIENTS
+        kernel_type, grad_dtype = gradient_types(bias, x_)
+        products = result(&job.weight_grad, channels, kernel_type)
+        bias_grad = result(&job.bias_grad, channels, kernel_type)
+    run(&job, axis_, x_, dy_, residual_ if job.activation else None, dx, None)
+    if bias is not None and grad_dtype is not None:
+        with np.errstate(all="ignore"):
+            bias_grad = bias_grad.astype(grad_dtype)
+    gradients = new_tuple(Gradients, (dx, None, bias_grad))
+    if residual is not None:
+        gradients.residual = dx
     return gradients

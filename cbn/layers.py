@@ -1,9 +1,7 @@
 """The layers: a batch normalization with its parameters, running statistics and modes, behaving as PyTorch's of the same name."""
 
 import collections.abc
-import contextlib
-import os
-import threading
+import functools
 import weakref
 from typing import NamedTuple
 
@@ -11,36 +9,11 @@ import numpy as np
 
 from .functional import (
     array_of, batch_norm, batch_norm_backward, check_writeable, checked_activation, checked_flag, checked_integer, checked_number,
-    forward_training, overlap, store,
+    forward_training, overlap,
 )  # fmt: skip
+from .states import NAMES, converted, form_of_count, load, lock_of, read, write
+from .synchronize import Group
 from .words import show, warn
-
-
-class IncompatibleKeys(NamedTuple):
-    """What load_state_dict(strict=False) passed over."""
-
-    missing_keys: list
-    unexpected_keys: list
-
-
-# What changes a layer's state, or takes several parts of it, holds one of these, chosen by the layer's address: a lock of its own could be
-# neither copied nor pickled. Reentrant, as a signal's handler may save the layer that a call is training.
-_LOCKS = tuple(threading.RLock() for _ in range(61))
-_locks_held = contextlib.ExitStack()
-
-
-def _hold_all():
-    for lock in _LOCKS:
-        _locks_held.enter_context(lock)
-
-
-def _release_all():
-    _locks_held.pop_all().close()     # detached first: with the first lock, the next to fork may come
-
-
-# A forked child finds each layer as between two calls, and no lock held by a thread that it doesn't have.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hold_all, after_in_parent=_release_all, after_in_child=_release_all)
 
 
 def _checked_policy(value):
@@ -85,45 +58,20 @@ def _checked_array(layer, name, value):
     if array.shape not in ((channels,), (1, channels)):
         should = "" if array.size == channels else f" should contain {channels} elements not {array.size}"
         raise ValueError(f"{name}{should}: expected shape ({channels},), got {array.shape} [num_features={channels}]")
-    converted = _converted(array, name, dtype)
-    _check_variance(layer, name, converted)
-    return converted if converted.ndim == 1 else converted[0]
+    array = converted(array, name, dtype)
+    if name == "running_var":
+        _check_variance(layer, name, array)
+    return array if array.ndim == 1 else array[0]
 
 
-def _check_variance(layer, name, array):
-    if name == "running_var" and (array < 0).any() and not (array.astype(np.float64) + layer.eps > 0)[array < 0].all():
+def _check_variance(layer, label, array):
+    if (array < 0).any() and not (array.astype(np.float64) + layer.eps > 0)[array < 0].all():
         c = int(array.argmin())
-        raise ValueError(f"{name}: expected non-negative values, got {array.reshape(-1)[c]} for channel {c} [eps={layer.eps}]")
-
-
-def _converted(array, name, dtype):
-    """`array` in another type, itself where it has that, or an error where it holds values that the type has no room for."""
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name}: expected an array of real numbers, got {array.dtype}")
-    if array.dtype == dtype and array.flags.aligned:
-        return array
-    with np.errstate(all="ignore"):
-        converted = array.astype(dtype)
-        lost = np.isfinite(array) & ~np.isfinite(converted)
-    if lost.any():
-        raise ValueError(f"{name}: expected values within the range of {dtype}, got {array[lost][0]}")
-    return converted
+        raise ValueError(f"{label}: expected non-negative values, got {array.reshape(-1)[c]} for channel {c} [eps={layer.eps}]")
 
 
 def _checked_count(layer, name, value):
-    """A number of batches as an int64 array of shape (): `value` itself where it is one, or a copy."""
-    if value is None:
-        return None
-    array = array_of(value, name)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected an integer, got {array.dtype}")
-    if array.shape not in ((), (1,)):
-        raise ValueError(f"{name}: expected shape (), got {array.shape}")
-    if not 0 <= int(array.reshape(())) < 1 << 62:
-        raise ValueError(f"{name}: expected a number of batches >= 0, got {int(array.reshape(()))}")
-    if array.dtype != np.int64 or not array.flags.aligned:
-        array = array.astype(np.int64)
-    return array.reshape(()) if array.ndim else array
+    return None if value is None else form_of_count(name, value)
 
 
 class _Checked:
@@ -167,6 +115,11 @@ def _weak(a):
         return lambda: None
 
 
+@functools.cache        # NumPy takes a microsecond
+def _name_of(dtype):
+    return dtype.name
+
+
 def _held(a):
     """What was kept of a call: an array itself, or what is left behind a weak reference."""
     return a() if callable(a) else a
@@ -195,6 +148,11 @@ class _Call(NamedTuple):
     eps: float
     axis: int
     activation: object
+    group: object = None    # of a batch that lies on several ranks, these
+
+
+class _Together(str):
+    """Why there is no call to go back through, where the layers of other ranks may have one: they are told."""
 
 
 class BatchNorm:
@@ -205,9 +163,10 @@ class BatchNorm:
     num_features : C, the length of the channel axis.
     eps : added to the variance; > 0 in training.
     momentum : weight of a new batch in the running statistics, in [0, 1]; None: they are the average over all batches.
-    affine : whether there are a weight (ones at first) and, unless bias=False, a bias (zeros).
+    affine : whether there are a weight (ones at first) and a bias (zeros); weight=False or bias=False leaves out one of them.
     track_running_stats : if False, there are no running statistics, and both modes use the batch's.
     axis : the channel axis: 1 for (N, C, ...), -1 for (N, ..., C).
+    unbiased : whether running_var tracks the unbiased variance (PyTorch) or the population variance (Keras, TensorFlow, ONNX, Flax).
     frozen : None, "statistics" or "all": what stays as it is in a network that trains, in either mode: see `freeze`.
     activation : None, "relu", "relu6", ("clip", low, high), ("leaky_relu", slope), "hard_swish", "sigmoid" or "silu": what follows, in the same
         pass over memory.
@@ -218,6 +177,10 @@ class BatchNorm:
         "skip": that channel's running statistics stay as they were; num_batches_tracked counts the batch unless it skips every channel;
         "raise": the call raises FloatingPointError, having changed nothing. Costs nothing more, unless `out` is given: then x is read
         once more beforehand, as its statistics must be known before anything is written.
+    comm : None, or a communicator of mpi4py whose ranks normalize the parts of one batch, in training: see docs/distributed.md. To set it is
+        collective. Copies of a layer keep it, pickles don't.
+    reduce_grads : with `comm`, whether weight_grad and bias_grad are of all ranks' parts, or of this one's, as those of a network's other
+        layers are.
 
     Attributes: weight, bias, running_mean, running_var: arrays of shape (C,) or None; num_batches_tracked: int64 array of shape () or None;
     weight_grad, bias_grad, residual_grad: gradients of the last `backward`, or None; training: the mode. Failing calls change
@@ -233,16 +196,18 @@ class BatchNorm:
     num_features, dtype, stats_dtype = (_Checked(_fixed) for _ in range(3))
     weight, bias, running_mean, running_var = (_Checked(_checked_array) for _ in range(4))
     num_batches_tracked = _Checked(_checked_count)
-    affine, track_running_stats, training = (_Checked(_flag) for _ in range(3))
+    affine, track_running_stats, training, unbiased, reduce_grads = (_Checked(_flag) for _ in range(5))
     eps = _Checked(lambda layer, name, value: _checked_eps(value))
     momentum = _Checked(lambda layer, name, value: None if value is None else checked_number(value, name))
     axis = _Checked(lambda layer, name, value: checked_integer(value, name))
     activation = _Checked(lambda layer, name, value: checked_activation(value))
     on_nonfinite = _Checked(lambda layer, name, value: _checked_policy(value))
     frozen = _Checked(lambda layer, name, value: layer._checked_frozen(value))
+    _group = None   # the ranks of comm
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, bias=True, axis=1,
-                 activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None):
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, *, weight=True, bias=True,
+                 axis=1, unbiased=True, activation=None, dtype=np.float32, stats_dtype=None, on_nonfinite="propagate", frozen=None,
+                 comm=None, reduce_grads=False):
         channels = checked_integer(num_features, "num_features")
         if not 0 <= channels < 1 << 48:
             raise ValueError(f"num_features: expected a number of channels, got {show(num_features)}")
@@ -254,11 +219,12 @@ class BatchNorm:
         self.affine = affine
         self.track_running_stats = track_running_stats
         self.axis = axis
+        self.unbiased = unbiased
         self.activation = activation
         self.on_nonfinite = on_nonfinite
         self.training = True
-        with_bias = checked_flag(bias, "bias")
-        self.weight = np.ones(channels, self.dtype) if self.affine else None
+        with_weight, with_bias = checked_flag(weight, "weight"), checked_flag(bias, "bias")
+        self.weight = np.ones(channels, self.dtype) if self.affine and with_weight else None
         self.bias = np.zeros(channels, self.dtype) if self.affine and with_bias else None
         self.running_mean = np.zeros(channels, self.stats_dtype) if self.track_running_stats else None
         self.running_var = np.ones(channels, self.stats_dtype) if self.track_running_stats else None
@@ -270,6 +236,17 @@ class BatchNorm:
         self._changes = [0]     # of the arrays, counted before and after each: odd while one is under way
         self.frozen = frozen
         self._forward = "no call came before"      # what a _Call holds, or why there is none
+        self.reduce_grads = reduce_grads
+        if comm is not None:
+            self.comm = comm        # last, as other ranks wait for it
+
+    @property
+    def comm(self):
+        return None if self._group is None else self._group.comm
+
+    @comm.setter
+    def comm(self, comm):
+        self._group = None if comm is None else Group(comm, self.num_features)
 
     def _dtype_of(self, name):
         return self.stats_dtype if name.startswith("running") else self.dtype
@@ -281,13 +258,16 @@ class BatchNorm:
         out : array of x's shape and dtype to write; may be x or the residual itself, at the cost of `backward`. None: a new array.
         Raises ValueError, TypeError or (on_nonfinite="raise") FloatingPointError, having changed neither `out` nor the layer.
         """
+        group = self._group
+        if group is not None and self.training and self.frozen is None:
+            return self._call_together(group, x, residual, out)
         given, given_residual = x, residual
         if type(x) is not np.ndarray:
             x = array_of(x, "x")
         if residual is not None and type(residual) is not np.ndarray:
             residual = array_of(residual, "residual")
         if self._ranks is not None and x.ndim not in self._ranks:
-            raise ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
+            raise self._unexpected(x)
         own = self.__dict__     # where a _Checked attribute is: in a third of the time
         frozen, training = own["frozen"], own["training"]
         if frozen is not None:
@@ -334,9 +314,24 @@ class BatchNorm:
 
     @property
     def _lock(self):
-        return _LOCKS[id(self) // 16 % len(_LOCKS)]
+        return lock_of(self)
 
-    def _call_training(self, x, residual, out):
+    def _unexpected(self, x):
+        return ValueError(f"expected {self._expected} input (got {x.ndim}D input)")
+
+    def _call_together(self, group, x, residual, out):
+        """A training call whose batch is that of all ranks."""
+        with group.lock:
+            if not self.training or self.frozen is not None:        # after other threads' calls
+                return self(x, residual=residual, out=out)
+            with group.together():
+                x = array_of(x, "x")
+                residual = None if residual is None else array_of(residual, "residual")
+                if self._ranks is not None and x.ndim not in self._ranks:
+                    raise self._unexpected(x)
+                return self._call_training(x, residual, out, group)
+
+    def _call_training(self, x, residual, out, group=None):
         weight, bias, eps, axis, activation = used = self.weight, self.bias, self.eps, self.axis, self.activation
         tracked = self.training and self.track_running_stats
         running = (self.running_mean, self.running_var) if tracked else (None, None)
@@ -347,11 +342,12 @@ class BatchNorm:
         if momentum is None:
             momentum = 0.0 if batches is None else 1.0 / (int(batches) + 1)
         policy = self.on_nonfinite
+        merge = None if group is None else lambda stats: group.statistics(stats, self._agreed(x, residual, momentum))
         if tracked:
-            self._changes[0] += 1
+            self._changes[0] |= 1       # odd, also where an interrupt left it so
         try:
             y, stats = forward_training(x, *running, weight, bias, momentum, eps, axis, activation, residual, out, batches,
-                                        None if policy == "propagate" else self._accept, policy == "raise")
+                                        None if policy == "propagate" else self._accept, policy == "raise", self.unbiased, merge)
         finally:
             if tracked:
                 self._changes[0] += 1
@@ -359,7 +355,17 @@ class BatchNorm:
             self._may_be_untrained = False
         self._forward = ("the last call wrote its output over its input" if overwritten(out, x, residual) else
                          (x, residual, stats, True, True, *used))
+        if group is not None:
+            self._forward = _Together(self._forward) if isinstance(self._forward, str) else _Call(*self._forward, group)
         return y
+
+    def _agreed(self, x, residual, momentum):
+        """What must be the same on all ranks of a call, as texts."""
+        own = self.__dict__
+        names = ("axis", "eps", "unbiased", "activation", "on_nonfinite", "track_running_stats")
+        return [f"x of {x.ndim} dimensions", f"x of {_name_of(x.dtype)}", f"parameters of {_name_of(self.dtype)}",
+                f"running statistics of {_name_of(self.stats_dtype)}", f"momentum={momentum}",
+                f"residual={'None' if residual is None else 'an array'}", *[f"{name}={own[name]}" for name in names]]
 
     def _accept(self, stats, mean, var):
         """What on_nonfinite "skip" or "raise" makes of a batch by its statistics and the new running ones (or None); returns whether it counts."""
@@ -397,9 +403,15 @@ class BatchNorm:
         of x's shape, if there was one. Raises RuntimeError where there is no call to go back through.
         """
         with self._lock:
-            return self._backward(dy, out, checked_flag(retain, "retain"))
+            forward = self._forward
+            group = forward.group if type(forward) is _Call else self._group if type(forward) is _Together else None
+            if group is None:
+                return self._backward(dy, out, retain)
+            with group.together():
+                return self._backward(dy, out, retain)
 
     def _backward(self, dy, out, retain):
+        retain = checked_flag(retain, "retain")
         reason = self._forward if isinstance(self._forward, str) else None
         if reason is None:
             call = _Call(*self._forward)
@@ -411,12 +423,19 @@ class BatchNorm:
             raise RuntimeError("backward: expected a call of the layer before, whose input still exists and was not overwritten (out=x), "
                                f"got none: {reason}")
         gradients = batch_norm_backward(dy, x, call.stats, call.weight, call.bias, call.eps, axis=call.axis, training=call.training,
-                                        affine_grad=call.affine_grad, activation=call.activation, residual=residual, out=out)
-        self.weight_grad = gradients.weight if call.weight is not None else None
-        self.bias_grad = gradients.bias if call.bias is not None else None
+                                        affine_grad=call.affine_grad, activation=call.activation, residual=residual,
+                                        sums=None if call.group is None else call.group.sums, out=out)
+        weight_grad, bias_grad = gradients.weight, gradients.bias
+        if call.group is not None and not self.reduce_grads:
+            own = call.group.own
+            with np.errstate(all="ignore"):
+                weight_grad, bias_grad = own.dy_xhat.astype(weight_grad.dtype), own.dy.astype(bias_grad.dtype)
+        self.weight_grad = weight_grad if call.weight is not None else None
+        self.bias_grad = bias_grad if call.bias is not None else None
         self.residual_grad = gradients.residual
         if not retain:
-            self._forward = "the last call's was used up by the backward before, which keeps it with retain=True"
+            reason = "the last call's was used up by the backward before, which keeps it with retain=True"
+            self._forward = reason if call.group is None else _Together(reason)
         return gradients.x
 
     def _checked_frozen(self, value):
@@ -477,15 +496,10 @@ class BatchNorm:
         state = self._state()
         for name in values:
             check_writeable(state[name], name)
-        self._changes[0] += 1
-        try:
-            store([(state[name], value) for name, value in values.items()])
-        finally:
-            self._changes[0] += 1
+        write([self], [(state[name], value) for name, value in values.items()])
 
     def _state(self):
-        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
 
     def state_dict(self):
         """Copies of the parameters and running statistics, under PyTorch's names and in its order."""
@@ -493,55 +507,24 @@ class BatchNorm:
             return {name: array.copy() for name, array in self._state().items()}
 
     def load_state_dict(self, state_dict, strict=True):
-        """Copy parameters and running statistics from a mapping of names to array-likes.
+        """Copy parameters and running statistics from a mapping of names to array-likes, or from a PyTorch module or another layer.
 
         strict : whether to refuse missing and unexpected names. A state dict without num_batches_tracked (of old PyTorch) is accepted.
         Returns (missing_keys, unexpected_keys). Raises ValueError that names each key that doesn't fit, or TypeError, having changed nothing.
         """
-        strict = checked_flag(strict, "strict")
-        if not isinstance(state_dict, collections.abc.Mapping):
-            raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
-        given = dict(state_dict)
-        with self._lock:
-            state = self._state()
-            missing = [name for name in state if name not in given and name != "num_batches_tracked"]
-            unexpected = [name for name in given if name not in state]
-            problems = []
-            if strict and missing:
-                problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing))
-            if strict and unexpected:
-                names = (f'"{name}"' if isinstance(name, str) else show(name) for name in unexpected)
-                problems.append("Unexpected key(s) in state_dict: " + ", ".join(names))
-            loaded = {}
-            for name in [name for name in state if name in given]:
-                try:
-                    loaded[name] = self._loaded(name, given[name])
-                    check_writeable(state[name], name)
-                except (TypeError, ValueError) as error:
-                    problems.append(str(error))
-            if problems:
-                raise ValueError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(problems))
-            if "running_var" in loaded and (loaded["running_var"] < 0).any():
-                c = int(np.flatnonzero(loaded["running_var"] < 0)[0])
-                warn(f"running_var: expected non-negative values, got {loaded['running_var'][c]} for channel {c}; computing with var + eps, "
-                     "which is positive")
-            self._write(loaded)
-            if "running_mean" in loaded or "running_var" in loaded:
-                self._may_be_untrained = False
-        return IncompatibleKeys(missing, unexpected)
+        return load({"": self}, *read(state_dict), checked_flag(strict, "strict"), f"Error(s) in loading state_dict for {type(self).__name__}")
 
-    def _loaded(self, name, value):
-        """A copy of what is to be loaded, in the form of the state's array, or an error."""
+    def _loaded(self, name, value, label):
+        """A copy of what is to be loaded, in the form of the state's array, or an error that calls it `label`."""
         if name == "num_batches_tracked":
-            if value is None:
-                raise TypeError(f"{name}: expected an integer, got None")
-            return _checked_count(self, name, value).copy()
-        array = array_of(value, name)
+            return form_of_count(label, value).copy()
+        array = array_of(value, label)
         expected = (self.num_features,)
         if array.shape not in (expected, (1, *expected)):
-            raise ValueError(f"size mismatch for {name}: expected shape {expected}, got {array.shape}")
-        array = _converted(array, name, self._dtype_of(name)).reshape(expected).copy()
-        _check_variance(self, name, array)
+            raise ValueError(f"size mismatch for {label}: expected shape {expected}, got {array.shape}")
+        array = converted(array, label, self._dtype_of(name)).reshape(expected).copy()
+        if name == "running_var":
+            _check_variance(self, label, array)
         return array
 
     def _at_inference(self):
@@ -566,16 +549,56 @@ class BatchNorm:
             other.__dict__.update(self.__dict__, _forward="a copy of a layer starts without one", _changes=[0])
         return other
 
+    def config(self):
+        """The class and the arguments that make such a layer, of Python's plain types, as JSON has them: {"class": "BatchNorm2d", ...}.
+
+        What is in the arrays, the mode, the gradients and `comm` are not part of it.
+        """
+        activation = self.activation
+        if isinstance(activation, tuple):
+            activation = [activation[0], *map(float, activation[1:])]
+        return {
+            "class": type(self).__name__, "num_features": int(self.num_features), "eps": self.eps, "momentum": self.momentum,
+            "affine": self.weight is not None or self.bias is not None, "track_running_stats": self.track_running_stats,
+            "weight": self.weight is not None, "bias": self.bias is not None, "axis": int(self.axis), "unbiased": self.unbiased,
+            "activation": activation, "dtype": self.dtype.name, "stats_dtype": self.stats_dtype.name, "on_nonfinite": self.on_nonfinite,
+            "frozen": self.frozen, "reduce_grads": self.reduce_grads,
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config):
+        """The layer that `config`, as `config()` gave it, describes: of the class that it names, which is this one or one derived from it.
+
+        Arguments that it lacks have their defaults. Raises ValueError or TypeError.
+        """
+        if not isinstance(config, collections.abc.Mapping):
+            raise TypeError(f"config: expected a mapping of names to values, got {type(config).__name__}")
+        options = dict(config)
+        kinds, name = {kind.__name__: kind for kind in _derived(cls)}, options.pop("class", cls.__name__)
+        if not isinstance(name, str) or name not in kinds:
+            raise ValueError(f"config: expected a class among {', '.join(sorted(kinds))}, got {show(name)}")
+        if isinstance(options.get("activation"), list):
+            options["activation"] = tuple(options["activation"])
+        return kinds[name](**options)
+
     def __repr__(self):
-        axis = "" if self.axis == 1 else f", axis={self.axis}"
-        dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype.name!r}"
-        dtype += "" if self.stats_dtype == self.dtype else f", stats_dtype={self.stats_dtype.name!r}"
-        policy = "" if self.on_nonfinite == "propagate" else f", on_nonfinite={self.on_nonfinite!r}"
-        frozen = "" if self.frozen is None else f", frozen={self.frozen!r}"
-        bias = ", bias=False" if self.affine and self.bias is None else ""
-        activation = "" if self.activation is None else f", activation={self.activation!r}"
-        return (f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}{bias}{axis}{activation}{dtype}{policy}{frozen})")
+        options = self.config()
+        shown = {name: options[name] for name in ("eps", "momentum")} | {"affine": self.affine, "track_running_stats": self.track_running_stats}
+        if self.affine:
+            shown |= {name: False for name in ("weight", "bias") if not options[name]}
+        usual = {"axis": 1, "unbiased": True, "activation": None, "dtype": "float32", "stats_dtype": options["dtype"], "on_nonfinite": "propagate",
+                 "frozen": None, "reduce_grads": False}  # fmt: skip
+        shown |= {name: options[name] for name, value in usual.items() if options[name] != value}
+        if isinstance(self.activation, tuple):
+            shown["activation"] = tuple(options["activation"])
+        comm = "" if self._group is None else f", comm=<rank {self._group.rank} of {self._group.size}>"
+        return f"{type(self).__name__}({self.num_features}, {', '.join(f'{name}={value!r}' for name, value in shown.items())}{comm})"
+
+
+def _derived(cls):
+    yield cls
+    for kind in cls.__subclasses__():
+        yield from _derived(kind)
 
 
 class BatchNorm1d(BatchNorm):

@@ -1,15 +1,12 @@
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from typing_extensions import Self
 
 from .functional import _Activation, _Float
-
-class IncompatibleKeys(NamedTuple):
-    missing_keys: list[str]
-    unexpected_keys: list[str]
+from .states import IncompatibleKeys
 
 _Got = TypeVar("_Got")
 _Given = TypeVar("_Given")
@@ -35,6 +32,8 @@ class BatchNorm:
     affine: _Checked[bool, bool]
     track_running_stats: _Checked[bool, bool]
     training: _Checked[bool, bool]
+    unbiased: _Checked[bool, bool]
+    reduce_grads: _Checked[bool, bool]
     eps: _Checked[float, float]
     momentum: _Checked[float | None, float | None]
     axis: _Checked[int, int]
@@ -52,14 +51,25 @@ class BatchNorm:
         affine: bool = True,
         track_running_stats: bool = True,
         *,
+        weight: bool = True,
         bias: bool = True,
         axis: int = 1,
+        unbiased: bool = True,
         activation: _Activation = None,
         dtype: DTypeLike = ...,
         stats_dtype: DTypeLike | None = None,
         on_nonfinite: _Policy = "propagate",
         frozen: _Frozen = None,
+        comm: Any = None,
+        reduce_grads: bool = False,
     ) -> None: ...
+    @property
+    def comm(self) -> Any: ...
+    @comm.setter
+    def comm(self, comm: Any) -> None: ...
+    def config(self) -> dict[str, Any]: ...
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self: ...
     @overload
     def __call__(self, x: NDArray[_Float], *, residual: ArrayLike | None = None, out: NDArray[_Float] | None = None) -> NDArray[_Float]: ...
     @overload

@@ -81,6 +81,7 @@ cdef bint execute(Job* job, int budget) noexcept nogil:
     borrow(&loan, work_of(job), budget)
     # What has just been read is in the first cache, and is written there; kernels that write past the caches rely on it.
     stream = elements * (job.bytes_read + job.bytes_written) > dispatch.stream_bytes and not reads_where_it_writes(job)
+    job.fetches = dispatch.fetches
     share_work(job, loan.threads, stream, elements * job.bytes_read, dispatch.core_cache)
     partials = ceil_div(sums_of(job) * job.chunks * job.columns * sizeof(double), 64) * 64 if job.reduction else 0
     coefficients = COEFFICIENTS * coefficient_stride(job.columns) * itemsize

@@ -49,6 +49,31 @@ class BatchStats(NamedTuple):
             return self.var * (self.count / (self.count - 1)) if self.count > 1 else np.full_like(self.var, np.nan)
 
 
+def merged(counts, means, variances):
+    """The BatchStats of several batches taken together, of float64 arrays of shape (batches,), (batches, C) and (batches, C).
+
+    What merging one after the other gives, to rounding, in less time; the same bits on every machine.
+    """
+    full = np.flatnonzero(counts)
+    if full.size <= 1:
+        one = full[0] if full.size else 0
+        return BatchStats(int(counts[one]), means[one].copy(), variances[one].copy())
+    if full.size < counts.size:
+        counts, means, variances = counts[full], means[full], variances[full]
+    count = counts.sum()
+    shares = (counts / count)[:, np.newaxis]
+    with np.errstate(all="ignore"):
+        parts = means - means[0]        # one array for all that is of this size: fresh memory would cost more than the arithmetic
+        parts *= shares
+        mean = means[0] + parts.sum(axis=0)
+        np.subtract(means, mean, out=parts)
+        parts *= parts
+        parts += variances
+        parts *= shares
+        var = parts.sum(axis=0)
+    return BatchStats(int(count), mean, var)
+
+
 class GradientSums(NamedTuple):
     """What the gradients of a batch need of all its parts, for each channel: the gradients of bias and weight, too.
 

@@ -11,6 +11,8 @@ class BatchStats(NamedTuple):
     @property
     def unbiased_var(self) -> NDArray[np.float64]: ...
 
+def merged(counts: NDArray[np.float64], means: NDArray[np.float64], variances: NDArray[np.float64]) -> BatchStats: ...
+
 class GradientSums(NamedTuple):
     dy: NDArray[np.float64]
     dy_xhat: NDArray[np.float64]

@@ -60,14 +60,16 @@ cdef bint view_together(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.n
     """Fill the job's shape and views from arrays of one shape (dy and y may be None); False where they have no view in common.
 
     The row layout needs the axes other than the channels' to join into two, the inner one contiguous; the column layout needs the channels
-    contiguous and the other axes to join into one. Axes are taken in the order of x's strides, so that a transposed view is recognized too.
+    contiguous and the other axes to join into one. As the cut decides the bits of sums, it must be that of a dense array, whose channels these are: where
+    the channels lie in x's memory may tell one array from another, gaps and the order of the other axes may not.
     chosen : if not NULL, is set to the axes of this view.
     """
     cdef cnp.npy_intp* strides[3]
     cdef View* views[3]
     cdef int axes[MAX_AXES]
     cdef int i, k, a, count = 0, groups = 0, arrays = 1
-    cdef Py_ssize_t length
+    cdef int before = 0             # axes before the channels'
+    cdef Py_ssize_t length, step, next_step
     cdef Py_ssize_t itemsizes[3]
     cdef Py_ssize_t sizes[3]
     cdef int first[3]               # of each group of joined axes
@@ -92,15 +94,11 @@ cdef bint view_together(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.n
         job.y.data = cnp.PyArray_DATA(y)
         arrays += 1
 
-    # The axes longer than 1, the channels' aside, by falling stride of x.
     for a in range(cnp.PyArray_NDIM(x)):
         if a != axis and cnp.PyArray_DIM(x, a) != 1:
-            i = count
-            while i > 0 and strides[0][axes[i - 1]] < strides[0][a]:
-                axes[i] = axes[i - 1]
-                i -= 1
-            axes[i] = a
+            axes[count] = a
             count += 1
+            before += a < axis
 
     for i in range(count):
         a = axes[i]
@@ -130,6 +128,13 @@ cdef bint view_together(Job* job, int axis, cnp.ndarray x, cnp.ndarray dy, cnp.n
                 return False
 
     job.channels = cnp.PyArray_DIM(x, axis)
+    if groups > 0 and job.channels == 1:        # of a dense array, all other axes join
+        inner_contiguous, channels_contiguous = inner_contiguous and groups == 1, False
+    elif groups > 0:
+        step, next_step = abs(strides[0][axis]), strides[0][last[0]]
+        inner_contiguous = inner_contiguous and ((first[1] if groups == 2 else 0) == before
+                                                 or step >= sizes[groups - 1] * itemsizes[0] and (groups == 1 or next_step >= step * job.channels))
+        channels_contiguous = channels_contiguous and (before == count or next_step >= step * job.channels)
     if inner_contiguous:
         job.outer = sizes[0] if groups == 2 else 1
         job.inner = sizes[groups - 1]

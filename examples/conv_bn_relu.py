@@ -108,10 +108,7 @@ def forms(rng):
         return fused(before, residual=added, out=out)
 
     def folded_away(before, added):  # of a convolution that has the normalization in its weight
-        y = np.add(before, folded.bias.reshape(-1, 1, 1), out=out)
-        if added is not None:
-            y += added
-        return relu(y, out=y)
+        return cbn.activate(before, "relu", bias=folded.bias, residual=added, out=out)
 
     print(f"convolution, batch normalization, ReLU in three forms: {FEATURES}, {cbn.get_num_threads()} threads, milliseconds")
     print("                                   convolution  what follows   from apart")

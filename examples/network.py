@@ -44,13 +44,6 @@ class Dense:
         self.bias_grad = rows.sum(axis=0)
         return (rows @ self.weight.T).reshape(*dy.shape[:-1], -1)
 
-    def state_dict(self):
-        return {"weight": self.weight.copy(), "bias": self.bias.copy()}
-
-    def load_state_dict(self, state):
-        for name in ("weight", "bias"):
-            getattr(self, name)[...] = state[name]
-
 
 class Convolution(Dense):
     """3x3, with padding 1, channels last: x (N, H, W, inputs), result (N, H / stride, W / stride, outputs); stride divides H and W."""
@@ -113,7 +106,7 @@ class Network:
     def __init__(self, layers):
         self.layers = layers
         self.norms = [layer for layer in layers if isinstance(layer, cbn.BatchNorm)]
-        self.trained = [(str(i), layer) for i, layer in enumerate(layers) if hasattr(layer, "weight")]
+        self.trained = {str(i): layer for i, layer in enumerate(layers) if hasattr(layer, "weight")}
 
     def __call__(self, x, layers=slice(None)):
         """The output of (a slice of) the layers, in the modes that they are in."""
@@ -129,17 +122,10 @@ class Network:
 
     def state_dict(self):
         """Parameters and running statistics of all layers, under PyTorch's names: "0.weight", "1.running_mean"."""
-        return {f"{i}.{name}": array for i, layer in self.trained for name, array in layer.state_dict().items()}
+        return cbn.state_dict(self.trained)
 
     def load_state_dict(self, state):
-        own = self.state_dict()
-        wrong = [name for name in sorted({*own, *state}) if name not in own or name not in state or own[name].shape != state[name].shape]
-        if wrong:
-            of = [str(names[wrong[0]].shape) if wrong[0] in names else "none" for names in (own, state)]
-            raise ValueError(f"state: expected the arrays of this network, got others [{wrong[0]}: expected {of[0]}, got {of[1]}"
-                             + (f"; {len(wrong)} differ in all]" if len(wrong) > 1 else "]"))
-        for i, layer in self.trained:
-            layer.load_state_dict({name.removeprefix(f"{i}."): array for name, array in state.items() if name.startswith(f"{i}.")})
+        cbn.load_state_dict(self.trained, state)
 
     def infer(self, x, layers=slice(None)):
         """The output of (a slice of) the layers in inference mode: normalized by the running statistics."""
@@ -165,9 +151,8 @@ class Network:
             batches = batches or list(rng.permutation(len(x)).reshape(-1, BATCH))
             batch = batches.pop()
             self.set_gradients(x[batch], labels[batch])
-            for _, layer in self.trained:
-                layer.weight -= rate * layer.weight_grad
-                layer.bias -= rate * layer.bias_grad
+            for _, parameter, gradient in cbn.parameters(self.trained):
+                parameter -= rate * gradient
             yield step
 
 
@@ -198,3 +183,21 @@ def convolutional(seed):
         Reshape(4 * 4 * 32),
         Dense(4 * 4 * 32, CLASSES, 0.01, rng),
     ])
+
+
+def convolutional_of(norms, kernels):
+    """The same of weights from another framework with channels last.
+
+    norms : the two batch normalizations, without their activation.
+    kernels : (kernel, bias) of the other layers: (height, width, inputs, outputs) or (inputs, outputs), and (outputs,).
+    """
+    layers, norms, kernels = convolutional(seed=0).layers, iter(norms), iter(kernels)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, cbn.BatchNorm):
+            layers[i] = next(norms)
+            layers[i].activation = layer.activation
+        elif isinstance(layer, Dense):
+            kernel, layer.bias = map(np.asarray, next(kernels))
+            kernel = kernel.transpose(2, 0, 1, 3) if kernel.ndim == 4 else kernel  # as Convolution's windows lie
+            layer.weight = kernel.reshape(-1, kernel.shape[-1])
+    return Network(layers)

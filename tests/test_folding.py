@@ -9,6 +9,7 @@ import reference
 from reference import check
 
 import cbn
+from cbn.folding import rounded
 
 # Shapes of weights, the arguments that say what the axes are, and the channels in and out: numbers that tell the axes apart where they can.
 CONVOLUTIONS = {
@@ -542,3 +543,17 @@ def test_activation_in_between():
     with pytest.raises(ValueError, match="^bn: expected a layer without an activation"):
         cbn.fold_linear(weight, None, layer, before=True)
     assert cbn.fold_linear(np.ones((3, 2), np.float32), None, layer).weight.shape == (3, 2)
+
+
+def test_bfloat16_is_rounded_once():
+    """Not to float32 first, where what decides a tie would be lost; to even in a tie, and to infinity beyond the largest."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 is its type")
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    tie, bit = 1 + 2.0**-8, 2.0**-7
+    cases = [(tie + 2.0**-40, 1 + bit), (tie - 2.0**-40, 1), (tie, 1), (1 + 3 * bit / 2, 1 + 2 * bit), (0, 0), (2.0**-160, 0), (1e39, np.inf), (3.397e38, np.inf),
+             (3.3895e38, 3.3895313892515355e38), (np.inf, np.inf)]
+    for value, expected in cases:
+        for sign in 1, -1:
+            folded = cbn.fold_linear(np.ones((1, 1), bfloat16), None, ([0], [1], [sign * value], [0], 0))
+            assert folded.weight.dtype == bfloat16 and float(folded.weight[0, 0]) == sign * expected
+    assert np.isnan(rounded(np.array([np.nan]), bfloat16).astype(float)).all()

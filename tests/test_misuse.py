@@ -25,6 +25,9 @@ FLAGS = {
     "training": lambda flag: cbn.batch_norm(X, *statistics(), training=flag),
     "training of backward": lambda flag: cbn.batch_norm_backward(DY, X, statistics(), training=flag),
     "affine_grad": lambda flag: cbn.batch_norm_backward(DY, X, statistics(), affine_grad=flag),
+    "unbiased": lambda flag: cbn.batch_norm(X, *statistics(), unbiased=flag),
+    "unbiased in training": lambda flag: cbn.batch_norm(X, *statistics(), training=True, unbiased=flag),
+    "unbiased of a layer": lambda flag: cbn.BatchNorm2d(4, unbiased=flag),
     "affine": lambda flag: cbn.BatchNorm2d(4, affine=flag),
     "bias": lambda flag: cbn.BatchNorm2d(4, bias=flag),
     "track_running_stats": lambda flag: cbn.BatchNorm2d(4, track_running_stats=flag),
@@ -155,6 +158,7 @@ WRONG = {
     "frozen": ["no", True],
     "affine": ["no"],
     "track_running_stats": [1],
+    "unbiased": [0],
 }
 
 

@@ -51,9 +51,9 @@ def test_case(name, model, arrays, expected):
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     eps, momentum = attributes.get("epsilon", 1e-5), attributes.get("momentum", 0.9)
     if attributes.get("training_mode"):
-        y, st = cbn.batch_norm_train(x, scale, bias, eps)
         # ONNX's momentum is the weight of the old value, and its running variance the population's.
-        actual = [y, mean * momentum + st.mean * (1 - momentum), var * momentum + st.var * (1 - momentum)]
+        mean, var = mean.copy(), var.copy()
+        actual = [cbn.batch_norm(x, mean, var, scale, bias, True, 1 - momentum, eps, unbiased=False), mean, var]
     else:
         actual = [cbn.batch_norm(x, mean, var, scale, bias, eps=eps)]
     for a, b in zip(actual, expected, strict=True):

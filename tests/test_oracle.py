@@ -128,11 +128,12 @@ def training(p, expected, weight, bias):
     for out, in_place in outs(p.x, p.x):
         x = p.x if in_place is None else out
         running_mean, running_var = p.mean.copy(), p.var.copy()
-        y = cbn.batch_norm(x, running_mean, running_var, weight, bias, True, 0.3, p.eps, axis=p.axis, out=out)
+        unbiased, tracked = (True, var * m / (m - 1)) if in_place is None else (False, var)
+        y = cbn.batch_norm(x, running_mean, running_var, weight, bias, True, 0.3, p.eps, axis=p.axis, unbiased=unbiased, out=out)
         assert y.dtype == p.x.dtype and (out is None or y is out)
         check(y, y_expected, scale(y_expected, p, weight, bias, mean, var), 4)
         check(running_mean, reference.updated(p.mean, mean, 0.3), abs(p.mean) + abs(mean) + np.sqrt(var), 4)
-        check(running_var, reference.updated(p.var, var * m / (m - 1), 0.3), p.var + var * m / (m - 1), 4)
+        check(running_var, reference.updated(p.var, tracked, 0.3), p.var + tracked, 4)
     y2, st = cbn.batch_norm_train(p.x, weight, bias, p.eps, axis=p.axis)
     np.testing.assert_array_equal(y2, y, strict=True)
     assert st.count == m

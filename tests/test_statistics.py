@@ -40,6 +40,24 @@ def test_unbiased_variance():
     assert np.isnan(cbn.batch_stats(x[:1, :, :1]).unbiased_var).all()
 
 
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("stored", [np.float32, np.float64])
+@pytest.mark.parametrize("shape, axis", [((6, 17, 5), 1), ((40, 17), 1), ((2, 3, 4, 17), -1), ((1, 3, 20_005), 1), ((2, 3), 1)], ids=str)
+def test_the_variance_that_is_tracked(shape, axis, stored, unbiased, isa):
+    """To the bit what float64 makes of the batch's, in functions and layers."""
+    rng = np.random.default_rng(29)
+    layer = cbn.BatchNorm(shape[axis], momentum=0.3, axis=axis, unbiased=unbiased, stats_dtype=stored)
+    var = layer.running_var.copy()
+    for x in rng.normal(2, 3, (3, *shape)).astype(np.float32):
+        st = cbn.batch_stats(x, axis=axis)
+        tracked = st.var * (st.count / (st.count - 1)) if unbiased else st.var
+        expected = ((1 - 0.3) * var.astype(np.float64) + 0.3 * tracked).astype(stored)
+        cbn.batch_norm(x, layer.running_mean.copy(), var, training=True, momentum=0.3, axis=axis, unbiased=unbiased)
+        layer(x)
+        np.testing.assert_array_equal(var, expected)
+        np.testing.assert_array_equal(layer.running_var, expected)
+
+
 def test_is_a_named_tuple():
     count, mean, var = st = cbn.batch_stats(np.random.default_rng(28).standard_normal((4, 3, 5)))
     assert (count, mean is st.mean, var is st.var) == (20, True, True)

@@ -75,6 +75,8 @@ typedef int cbn_inference_function(
  *
  *     running_mean = (1 - momentum) * running_mean + momentum * mean
  *     running_var  = (1 - momentum) * running_var  + momentum * var * m / (m - 1)
+ *
+ * To track the population variance, as Keras, TensorFlow, ONNX and Flax do, pass NULL for both and update them by mean and var.
  */
 typedef int cbn_training_function(
     int dtype, ptrdiff_t outer, ptrdiff_t channels, ptrdiff_t inner, const void *x, const void *residual, void *y,

@@ -12,6 +12,7 @@ ctypedef struct Target:
     elem* y
     elem* gradient
     Py_ssize_t y_step
+    Py_ssize_t ahead            # elements to what of y is fetched to be written
     bint with_gradient
 
 # Coefficients of LANES columns, or LANES times those of a channel.
@@ -91,7 +92,7 @@ cdef inline void apply_run(const Target* to, Py_ssize_t n, const Map* m, int kin
             if kind >= GRADIENT:
                 fetch(at.dy + i + STREAM_AHEAD)
         else:
-            fetch_to_write(to.y + i + OUTPUT_AHEAD)
+            fetch_to_write(to.y + i + to.ahead)
         r = result_of(m, at, i, i, kind)
         put(to, i, r, kind, streamed)
         i += LANES
@@ -130,7 +131,7 @@ cdef inline void apply_rows(const Target* to, Py_ssize_t rows, const Map* m, int
                 if kind >= GRADIENT:
                     fetch(here.from_.dy + k * LANES + STREAM_AHEAD)
             elif kind < GRADIENT:
-                fetch_to_write(here.y + k * LANES + OUTPUT_AHEAD)
+                fetch_to_write(here.y + k * LANES + here.ahead)
             r = result_of(&m[k], &here.from_, k * LANES, k * LANES, kind)
             if not short:
                 put(&here, k * LANES, r, kind, streamed)
@@ -235,6 +236,7 @@ cdef inline Target target(const Job* job, const Box* b) noexcept nogil:
     if job.with_residual:
         from_.residual = readable(job, OF_RESIDUAL, b, &step)
     to.y = to.gradient = where(job, OF_Y, b, &to.y_step)
+    to.ahead = OUTPUT_AHEAD if job.fetches else 0
     to.with_gradient = job.with_residual_grad
     if to.with_gradient:
         to.gradient = where(job, OF_RESIDUAL_GRAD, b, &step)

@@ -1,7 +1,7 @@
 # What there is one of for each channel, a block of CONCLUDED channels at a time: parameters, results, coefficients, and the sums of chunks.
 
 cdef enum:
-    CONCLUDED = 16              # channels that are concluded side by side: always so many, as loops of constant length are vectors throughout
+    CONCLUDED = 32              # channels that are concluded side by side: always so many, as loops of constant length are vectors throughout
 
 
 cdef inline bint finite(double a) noexcept nogil:

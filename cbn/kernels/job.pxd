@@ -108,6 +108,7 @@ ctypedef struct Job:
     Vector running_mean         # updated by MOMENTS unless NULL
     Vector running_var
     double momentum
+    bint unbiased               # running_var takes var * m / (m - 1) rather than var
     double count                # values of a channel: x's own or, without a reduction, those of all parts of a batch
     Vector weight_grad          # results of GRADIENTS; NULL where FROZEN is all that is wanted. BACKWARD without a reduction: sum(dy * xhat), given
     Vector bias_grad            # and sum(dy)
@@ -134,6 +135,7 @@ ctypedef struct Job:
     bint stream                 # write past the caches; y is none of what is read then
     bint far                    # the second-level caches don't hold what is read
     bint beyond                 # nor is it likely that the last-level cache holds much of it
+    bint fetches                # within its caches the CPU gains by being told what is needed soon
     Py_ssize_t piece            # inner indices to a piece of the apply pass
     Py_ssize_t pieces
     double* serial_seconds      # or NULL: what the work would take one thread, by what the calling thread's share of it took, is added to it

@@ -257,7 +257,7 @@ cdef void conclude_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* o
     write(&job.var, c0, n, of.var)
     if job.running_mean.data != NULL:
         update(&job.running_mean, c0, n, of.mean, job.momentum, 1)
-        update(&job.running_var, c0, n, of.var, job.momentum, count / (count - 1))
+        update(&job.running_var, c0, n, of.var, job.momentum, count / (count - 1) if job.unbiased else 1)
 
 
 cdef void improve_moments(const Job* job, Py_ssize_t c0, Py_ssize_t n, Block* of, const int* bad) noexcept nogil:

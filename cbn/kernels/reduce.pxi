@@ -56,7 +56,7 @@ cdef inline Source source_in(const Job* job, Py_ssize_t n, Py_ssize_t c, Py_ssiz
     cdef Source at
     at.x = at.dy = at.residual = element(job, OF_X, n, c, i)
     at.x_step, at.dy_step, at.with_residual = job.x.outer_stride, job.dy.outer_stride, paired and job.with_residual
-    at.x_ahead = at.dy_ahead = FURTHER if job.far else 0
+    at.x_ahead = at.dy_ahead = FURTHER if job.far and job.fetches else 0
     if paired:
         at.dy = element(job, OF_DY, n, c, i)
     if at.with_residual:

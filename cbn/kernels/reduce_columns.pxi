@@ -117,7 +117,7 @@ cdef inline void sum_rows(const Job* job, const Box* rows, const Centres* of, co
             b.c, b.width = rows.c + c, part
             at = source(job, &b, kind != OF_MOMENTS)
             at = moved(&at, -short, -short)
-        if job.far:                     # the same of the next rows
+        if job.far and job.fetches:     # the same of the next rows
             at.x_ahead, at.dy_ahead = BLOCK_ROWS * at.x_step, BLOCK_ROWS * at.dy_step
         if part == TILE_LANES * LANES:
             tile_sums(&at, rows.rows, of, c, 0, sink, TILE_LANES, kind)

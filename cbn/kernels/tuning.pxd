@@ -8,7 +8,7 @@ from .order cimport TILE, ceil_div
 
 cdef enum:
     WIDE = 512          # columns of the column layout that a reduction takes at a time
-    MOST_GROUP = 16     # channels of the row layout that it takes side by side
+    MOST_GROUP = 32     # channels of the row layout that it takes side by side
     FURTHER = 2048      # elements from what a reduction of the row layout reads to what it fetches: into the runs of the next channels
     RECENT = 65536      # elements of rows, the last ones first, that the apply pass takes at a time after a reduction
     APPLIED_UNITS = 4   # of LANES columns that it takes side by side
