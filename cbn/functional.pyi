@@ -192,6 +192,6 @@ def forward_training(
     batches: NDArray[np.int64] | None = None,
     accept: Callable[[BatchStats, NDArray[Any] | None, NDArray[Any] | None], bool] | None = None,
     foresee: bool = False,
-    merge: Callable[[BatchStats], BatchStats] | None = None,
     unbiased: bool = True,
+    merge: Callable[[BatchStats], BatchStats] | None = None,
 ) -> tuple[NDArray[Any], BatchStats]: ...

@@ -66,4 +66,4 @@ def test_help(function):
     assert inspect.getdoc(function), "a docstring"
     assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "axis" in parameters:
-        assert parameters["axis"].default == 1 and parameters["axis"].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters["axis"].default in (1, -1) and parameters["axis"].kind is inspect.Parameter.KEYWORD_ONLY
