@@ -81,13 +81,3 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "abort_on_example_error": True,
 }
-
-
-def leave_out_missing(app, name, source):
-    """guide.md has a place for pages that may not be there yet."""
-    if name == "guide":
-        source[0] = "".join(line for line in source[0].splitlines(True) if not line.strip().isalpha() or (DOCS / f"{line.strip()}.md").exists())
-
-
-def setup(app):
-    app.connect("source-read", leave_out_missing)
