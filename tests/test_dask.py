@@ -11,6 +11,7 @@ import reference
 from calls import ACTIVATIONS, bfloat16
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interpreter import FOLDER
 
 import cbn
 
@@ -268,4 +269,4 @@ def test_example(tmp_path):
 
 
 def test_cbn_alone_imports_no_dask():
-    subprocess.run([sys.executable, "-c", "import cbn, sys; assert 'dask' not in sys.modules"], check=True)
+    subprocess.run([sys.executable, "-c", "import cbn, sys; assert 'dask' not in sys.modules"], cwd=FOLDER, check=True)

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from interpreter import FOLDER
 from ml_dtypes import bfloat16
 from test_layers import same_state, trained
 
@@ -511,7 +512,7 @@ def test_what_cannot_go():
 
 def test_nothing_is_imported():
     code = "import sys, numpy; before = set(sys.modules); import cbn; print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - {'cbn'}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True)
     assert not {"json", "zipfile", "h5py", "onnx", "torch", "keras", "tensorflow", "jax", "flax", "safetensors", "ml_dtypes"} & set(
         eval(done.stdout)
     )
