@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import functional
+from .statistics import BatchStats
+from .synchronize import Group
 
 _ACTIVATIONS = {     # PyTorch's, where it has to compute them
     "relu": F.relu, "relu6": F.relu6, "clip": torch.clamp, "leaky_relu": F.leaky_relu, "hard_swish": F.hardswish, "sigmoid": torch.sigmoid,
@@ -73,7 +76,7 @@ def _infer_cpu(x, mean, var, weight, bias, residual, eps, name, numbers):
                                          activation=_activation(name, numbers), residual=_array(residual), out=_out(x)))
 
 
-def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, momentum, eps, name, numbers):
+def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, momentum, eps, name, numbers, merge=None):
     updated_mean, updated_var = running_mean, running_var
     halves = running_mean is not None and running_mean.dtype in (torch.float16, torch.bfloat16)
     if halves:
@@ -82,7 +85,7 @@ def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, mo
         momentum = 0.0 if batches is None else 1 / (int(batches) + 1)
     y, stats = functional.forward_training(
         _array(x), _array(updated_mean), _array(updated_var), _array(weight), _array(bias), momentum, eps, 1, _activation(name, numbers),
-        _array(residual), _out(x), _array(batches),
+        _array(residual), _out(x), _array(batches), merge=merge,
     )  # fmt: skip
     if halves:
         running_mean.copy_(updated_mean), running_var.copy_(updated_var)
@@ -90,10 +93,12 @@ def _train_cpu(x, running_mean, running_var, batches, weight, bias, residual, mo
     return _tensor(y), torch.from_numpy(stats.mean), torch.from_numpy(stats.var)
 
 
-def _backward_cpu(dy, x, mean, var, weight, bias, residual, training, affine_grad, eps, name, numbers):
+def _backward_cpu(dy, x, mean, var, weight, bias, residual, training, affine_grad, eps, name, numbers, count=None, sums=None):
+    stats = _array(mean), _array(var)
     gradients = functional.batch_norm_backward(
-        _array(dy), _array(x), (_array(mean), _array(var)), _array(weight), _array(bias), eps, training=training, affine_grad=affine_grad,
-        activation=_activation(name, numbers), residual=None if name is None else _array(residual), out=_out(x, dy),
+        _array(dy), _array(x), stats if count is None else BatchStats(count, *stats), _array(weight), _array(bias), eps, training=training,
+        affine_grad=affine_grad, activation=_activation(name, numbers), residual=None if name is None else _array(residual), sums=sums,
+        out=_out(x, dy),
     )  # fmt: skip
     return tuple(x.new_empty(0) if array is None else _tensor(array) for array in (*gradients, gradients.residual))
 
@@ -117,11 +122,11 @@ def _keep(ctx, training, x, mean, var, weight, bias, residual, eps, name, number
     ctx.save_for_backward(x, mean, var, weight, bias, None if name is None else residual)
 
 
-def _go_back(ctx, dy, affine_grad):
+def _go_back(ctx, dy, affine_grad, backward=_batch_norm_backward):
     """The gradients of weight, bias, residual and input, those that there are."""
     x, mean, var, weight, bias, residual = ctx.saved_tensors
     with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
-        dx, weight_grad, bias_grad, residual_grad = _batch_norm_backward(
+        dx, weight_grad, bias_grad, residual_grad = backward(
             dy, dy if x is None else x, mean, var, weight, bias, residual, ctx.training, affine_grad, ctx.eps, ctx.name, ctx.numbers
         )
     if ctx.name is None:
@@ -187,6 +192,58 @@ for _name, _cpu, _fake, _function in (
     _library.impl(_name, _function.apply, "Autograd")
 
 
+class Gloo:
+    """The ranks of a torch.distributed process group, as `comm=` of cbn.BatchNorm takes them.
+
+    group : one with a backend for tensors on the CPU, such as gloo, or None for all processes.
+    """
+
+    def __init__(self, group=None):
+        self.group = group
+
+    def Get_rank(self):
+        return torch.distributed.get_rank(self.group)
+
+    def Get_size(self):
+        return torch.distributed.get_world_size(self.group)
+
+    def Allgather(self, message, everyone):
+        torch.distributed.all_gather(list(torch.from_numpy(everyone)), torch.from_numpy(message), self.group)
+
+
+# A batch that lies on the ranks of a Group: no operators, as schemas know no groups.
+class _TrainTogether(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, group, *inputs):
+        x, _, _, _, weight, bias, residual, momentum, eps, name, numbers = inputs
+        agreed = [f"input of {x.dtype}", f"momentum={momentum}", f"eps={eps}", f"activation={_activation(name, numbers)}",
+                  f"residual={'None' if residual is None else 'a tensor'}"]
+
+        def merge(own):
+            stats = group.statistics(own, agreed)
+            ctx.count = stats.count
+            return stats
+
+        y, mean, var = _train_cpu(*inputs, merge)
+        ctx.group = group
+        _keep(ctx, True, x, mean, var, weight, bias, residual, eps, name, numbers)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        with ctx.group.together():
+            *gradients, dx = _go_back(ctx, dy, True, partial(_BackwardTogether.apply, ctx.group, ctx.count))
+        return None, dx, None, None, None, *gradients, None, None, None, None
+
+
+class _BackwardTogether(_Backward):
+    @staticmethod
+    def forward(ctx, group, count, *inputs):
+        dx, weight_grad, bias_grad, residual_grad = _backward_cpu(*inputs, count, group.sums)
+        own = group.own     # those of weight and bias, as of all other parameters, are of this rank's part
+        return dx, torch.from_numpy(own.dy_xhat).to(weight_grad.dtype), torch.from_numpy(own.dy).to(bias_grad.dtype), residual_grad
+
+
 class _Layer:
     """What is cbn's in a layer of torch.nn."""
 
@@ -204,14 +261,23 @@ class _Layer:
         self._check_input_dim(input)
         name, numbers = _name_and_numbers(self.activation)
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        if torch.compiler.is_exporting() or any(t is not None and t.device.type != "cpu" for t in (input, weight, mean)):
+        if self._is_elsewhere(input):
             y = super().forward(input)
             y = y if residual is None else y + residual
             return y if name is None else _ACTIVATIONS[name](y, *numbers)
         if self.training or mean is None and var is None:
-            tracked = (mean, var, self.num_batches_tracked) if self.training and self.track_running_stats else (None, None, None)
-            return _batch_norm_train(input, *tracked, weight, bias, residual, self.momentum, self.eps, name, numbers)[0]
+            return _batch_norm_train(*self._training_inputs(input, residual))[0]
         return _batch_norm(input, mean, var, weight, bias, residual, self.eps, name, numbers)
+
+    def _is_elsewhere(self, input):
+        """Whether PyTorch computes it."""
+        tensors = (t for t in (input, self.weight, self.running_mean) if isinstance(t, torch.Tensor))
+        return torch.compiler.is_exporting() or any(t.device.type != "cpu" for t in tensors)
+
+    def _training_inputs(self, input, residual):
+        tracked = self.training and self.track_running_stats
+        running = (self.running_mean, self.running_var, self.num_batches_tracked) if tracked else (None, None, None)
+        return input, *running, self.weight, self.bias, residual, self.momentum, self.eps, *_name_and_numbers(self.activation)
 
     def extra_repr(self):
         return super().extra_repr() + ("" if self.activation is None else f", activation={self.activation!r}")
@@ -229,7 +295,59 @@ class BatchNorm3d(_Layer, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d, computed by cbn; `activation=` as cbn.BatchNorm takes it."""
 
 
-_SWAPPED = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
+class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """torch.nn.SyncBatchNorm, but not derived from it, as DistributedDataParallel refuses it on the CPU."""
+
+    forward = nn.SyncBatchNorm.forward
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, process_group=None, device=None,
+                 dtype=None, *, bias=True):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.process_group = process_group
+
+    def _check_input_dim(self, input):
+        nn.SyncBatchNorm._check_input_dim(self, input)
+        self._check_non_zero_input_channels(input)
+
+
+class SyncBatchNorm(_Layer, _SyncBatchNorm):
+    """torch.nn.SyncBatchNorm, computed by cbn, on the CPU too, where PyTorch refuses it; `activation=` as cbn.BatchNorm takes it.
+
+    In training, where torch.distributed is initialized and process_group (None: all processes) has several ranks, the statistics are of the
+    batches of all of them, any of which may be empty: all ranks make the same calls in the same order, as with any collectives. Otherwise it
+    is as cbn.torch.BatchNorm1d, for inputs of shape (N, C, ...) of any rank >= 2. Gradients of weight and bias are of this rank's batch, for
+    DistributedDataParallel to average.
+    What is wrong on one rank is raised on all, as ValueError, TypeError or RuntimeError, having changed nothing on any.
+    """
+
+    _group = None       # made in the first call that needs it, which is as collective as this is
+
+    def forward(self, input, residual=None):
+        """activation(normalized input + residual), of tensors of one shape and type.
+
+        Calls that other ranks take part in are not compiled: torch.compile breaks the graph there, or refuses with fullgraph=True.
+        """
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized() and not self._is_elsewhere(input):
+            process_group = self.process_group or torch.distributed.group.WORLD
+            if torch.distributed.get_world_size(process_group) > 1:
+                return self._forward_together(process_group, input, residual)
+        return super().forward(input, residual)
+
+    @torch._disable_dynamo      # torch.compiler.disable, which would import the compiler with this module
+    def _forward_together(self, process_group, input, residual):
+        if self._group is None or self._group.comm.group is not process_group:
+            self._group = Group(Gloo(process_group), self.num_features)
+        with self._group.together():
+            self._check_input_dim(input)
+            if input.shape[1] != self.num_features:
+                raise ValueError(f"input: expected {self.num_features} channels, got {input.shape[1]} [input has shape {tuple(input.shape)}]")
+            return _TrainTogether.apply(self._group, *self._training_inputs(input, residual))
+
+
+_SWAPPED = {
+    nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d, nn.SyncBatchNorm: SyncBatchNorm,
+}  # fmt: skip
 _JOINED = {
     nn.ReLU: lambda m: "relu", nn.ReLU6: lambda m: "relu6", nn.Hardtanh: lambda m: ("clip", m.min_val, m.max_val),
     nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope), nn.Hardswish: lambda m: "hard_swish", nn.Sigmoid: lambda m: "sigmoid",
@@ -240,9 +358,9 @@ _JOINED = {
 def convert(module, *, join=True):
     """Let cbn compute the batch normalizations in a network, in place; returns the network.
 
-    module : torch.nn.Module. Each in it that is a torch.nn.BatchNorm1d, 2d or 3d, and of no class derived from these, becomes one of
-        cbn.torch's of the same name, and stays the object that it is, with its parameters, buffers, hooks and mode: optimizers made before go on, and state
-        dicts are the same.
+    module : torch.nn.Module. Each in it that is a torch.nn.BatchNorm1d, 2d, 3d or SyncBatchNorm, and of no class derived from these, becomes
+        one of cbn.torch's of the same name, and stays the object that it is, with its parameters, buffers, hooks and mode: optimizers made
+        before go on, and state dicts are the same.
     join : whether it takes over the activation after it: a ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish, Sigmoid or SiLU that follows it in a
         torch.nn.Sequential, and in whose place a torch.nn.Identity comes. It is left where the normalization has another place in the network,
         or either of them hooks. That a Sequential is called as a whole, and not taken apart for what is between, can't be seen: say join=False

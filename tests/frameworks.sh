@@ -11,7 +11,7 @@ docs | .[docs] | tests/test_docs_build.py
 mpi | mpi4py mpich torch ray | tests/test_synchronized.py
 dask | dask[array,distributed] xarray tqdm | tests/test_dask.py
 xarray | xarray dask | tests/test_xarray.py
-torch | torch==2.13.0 expecttest safetensors | tests/test_torch_modules.py tests/test_pytorch.py tests/test_weights_torch.py tests/test_network.py
+torch | torch==2.13.0 expecttest safetensors | tests/test_torch_modules.py tests/test_torch_sync.py tests/test_pytorch.py tests/test_weights_torch.py tests/test_network.py
 keras | torch==2.13.0 keras jax h5py scikit-learn | tests/test_weights_keras.py tests/test_keras.py
 jax | jax flax optax scikit-learn tqdm | tests/test_weights_flax.py tests/test_jax.py
 sklearn | scikit-learn pandas polars | tests/test_sklearn.py
