@@ -302,8 +302,8 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, process_group=None, device=None,
-                 dtype=None, *, bias=True):
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+                 dtype=None, **bias):       # which not every PyTorch has
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **bias)
         self.process_group = process_group
 
     def _check_input_dim(self, input):

@@ -14,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import pytest
+import ranks
+from ranks import raised
 
 torch = pytest.importorskip("torch", reason="the modules are PyTorch's")
 import torch.utils.checkpoint
@@ -45,10 +48,7 @@ def close(actual, expected, tolerance=1e-12):
 
 def same_on_all(*tensors):
     """Whether they have the same bits on all ranks."""
-    own = [tensor.detach().numpy().tobytes() for tensor in tensors]
-    everyone = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, own)
-    return all(other == own for other in everyone)
+    return ranks.same_on_all(cbn.torch.Gloo(), *(tensor.detach().numpy() for tensor in tensors))
 
 
 def total(tensor):
@@ -56,15 +56,6 @@ def total(tensor):
     tensor = tensor.detach().clone()
     distributed.all_reduce(tensor)
     return tensor
-
-
-def raised(call):
-    """The type and the text of the error that a call raises."""
-    try:
-        call()
-    except Exception as error:
-        return type(error), str(error)
-    raise AssertionError("no error")
 
 
 def pair(channels, dtype=torch.float64, **options):
@@ -82,16 +73,6 @@ def normalized(whole, x):
     return whole(x.reshape(len(x), x.shape[1], x[0, 0].numel())).reshape(x.shape)
 
 
-def part_of(n, rank, size):
-    """This rank's samples of n, of a drawn cut: ranks without samples are common."""
-    cuts = [0, *sorted(torch.randint(0, n + 1, (size - 1,)).tolist()), n]
-    return slice(cuts[rank], cuts[rank + 1])
-
-
-def drawn(choices):
-    return list(choices)[torch.randint(len(choices), ())]
-
-
 def states_agree(module, whole, tolerance=1e-12):
     assert list(module.state_dict()) == list(whole.state_dict())
     for name, value in whole.state_dict().items():
@@ -101,29 +82,29 @@ def states_agree(module, whole, tolerance=1e-12):
 
 def check_whole(rank, size):
     """Drawn cases."""
+    rng = np.random.default_rng(7)
     for _ in range(60):
-        n, channels = torch.randint(2, 12, ()).item(), torch.randint(1, 40, ()).item()
-        shape = [n, channels, *torch.randint(1, 6, (drawn(range(5)),)).tolist()]
-        x, added = torch.randn(2, *shape, dtype=torch.float64)
-        dy = torch.randn(shape, dtype=torch.float64)
-        if len(shape) == 4 and drawn([True, False]):
+        n, channels = rng.integers(2, 12), int(rng.integers(1, 40))
+        shape = [n, channels, *rng.integers(1, 6, rng.integers(0, 5))]
+        x, dy, residual = torch.from_numpy(rng.standard_normal((3, *shape)))
+        if len(shape) == 4 and rng.random() < 0.5:
             x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-        activation, residual = drawn(ACTIVATIONS), drawn([None, added])
-        module, whole = pair(channels, momentum=drawn([0.1, None, 1.0]), affine=drawn([True, True, False]), bias=drawn([True, True, False]),
-                             track_running_stats=drawn([True, True, False]))
+        inputs = [x, residual] if rng.random() < 0.4 else [x]
+        activation = list(ACTIVATIONS)[rng.integers(len(ACTIVATIONS))]
+        module, whole = pair(channels, momentum=[0.1, None, 1.0][rng.integers(3)], affine=rng.random() < 0.8, bias=rng.random() < 0.8,
+                             track_running_stats=rng.random() < 0.8)
         module.activation = activation
-        part = part_of(n, rank, size)
-        inputs = [x] if residual is None else [x, residual]
+        part = ranks.part_of(cbn.torch.Gloo(), rng, n)
         of_whole, of_part = ([t[i].clone().requires_grad_() for t in inputs] for i in (slice(None), part))
         y = normalized(whole, of_whole[0])
-        y = ACTIVATIONS[activation](y if residual is None else y + of_whole[1])
+        y = ACTIVATIONS[activation](sum(of_whole[1:], y))
         own = module(*of_part)
         close(own, y[part])
         y.backward(dy), own.backward(dy[part])
         for actual, expected in zip(of_part, of_whole, strict=True):
-            close(actual.grad, expected.grad[part], 1e-11)
+            close(actual.grad, expected.grad[part])
         for actual, expected in zip(module.parameters(), whole.parameters(), strict=True):
-            close(total(actual.grad), expected.grad, 1e-11)
+            close(total(actual.grad), expected.grad)
         states_agree(module, whole)
 
 
@@ -138,11 +119,12 @@ def check_gradients_are_this_ranks(rank, size):
 
 
 def check_types(rank, size):
+    rng = np.random.default_rng(8)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 4e-2)):
         for state in (torch.float32, dtype):
             x, dy = torch.randn(2, 9, 5, 4, 3).to(dtype)
             module, whole = pair(5, state)
-            part = part_of(9, rank, size)
+            part = ranks.part_of(cbn.torch.Gloo(), rng, 9)
             own, all_ = x[part].clone().requires_grad_(), x.float().requires_grad_()
             whole.float()
             y, expected = module(own), normalized(whole, all_)
@@ -303,7 +285,7 @@ def check_data_parallel(rank, size):
     """Three steps of DistributedDataParallel: the same parameters on all ranks, and those of one process with whole batches."""
     torch.manual_seed(17)
     batches = torch.randn(3, 4 * size, 2, 6, 6, dtype=torch.float64)
-    whole, ddp = network(), nn.parallel.DistributedDataParallel(synchronized())
+    whole, ddp = network(), nn.parallel.DistributedDataParallel(synchronized(), bucket_cap_mb=1e-4)      # a message for each layer, or nearly
     norms = [module for module in ddp.modules() if isinstance(module, cbn.torch.SyncBatchNorm)]
     assert [norm.activation for norm in norms] == ["relu", None, "silu"]
     optimizers = [torch.optim.SGD(net.parameters(), 0.1, momentum=0.9) for net in (whole, ddp)]
@@ -313,9 +295,9 @@ def check_data_parallel(rank, size):
             optimizer.zero_grad()
             net(part).square().mean().backward()
             optimizer.step()
-    states_agree(ddp.module, whole, 1e-10)
+    states_agree(ddp.module, whole)
     assert not torch.equal(whole[0].weight, network()[0].weight)
-    close(ddp.eval()(x), whole.eval()(x), 1e-10)
+    close(ddp.eval()(x), whole.eval()(x))
 
 
 def check_checkpoints(rank, size):
@@ -361,7 +343,7 @@ def run(rank, size, path, names):
     module(torch.randn(2, 3))       # of other processes, as far as it knows
     for check in CHECKS:
         if not names or check.__name__ in names:
-            torch.manual_seed(7)        # all ranks draw the same
+            torch.manual_seed(9)        # all ranks draw the same
             check(rank, size)
             distributed.barrier()
     distributed.destroy_process_group()
@@ -386,7 +368,7 @@ def test_alone():
 
 def test_constructor_and_state_of_pytorchs_module():
     theirs, ours = (list(inspect.signature(cls.__init__).parameters.values()) for cls in (nn.SyncBatchNorm, cbn.torch._SyncBatchNorm))
-    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
+    assert [(p.name, p.default) for p in ours[:-1]] == [(p.name, p.default) for p in theirs if p.kind == p.POSITIONAL_OR_KEYWORD]
     for arguments in ((3,), (3, 1e-3, None, False, False), (3, 1e-3, 0.2, True, True, None, "cpu", torch.float64)):
         options = {"bias": len(arguments) < 8}
         theirs, ours = nn.SyncBatchNorm(*arguments, **options), cbn.torch.SyncBatchNorm(*arguments, **options)
