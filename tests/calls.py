@@ -355,8 +355,8 @@ def compare_with_reference(call, before, results):
                 terms = abs(channelwise(w / np.sqrt(var.astype(reference.wide) + eps))) * (abs(x) + abs(channelwise(mean)))
                 terms = terms + (0 if bias is None else abs(channelwise(bias))) + (0 if residual is None else abs(residual))
                 near = [abs(v - corner) <= 64 * epsilon(x.dtype) * terms for corner in reference.corners(activation)]
-                if np.any(near) or activation in reference.SMOOTH and largest_finite(terms, axis).max() > 100:
-                    return  # which side of a corner it is on, rounding decides
+                if np.any(near) or activation in reference.SMOOTH and largest_finite(terms, axis).max() > 80:
+                    return  # which side of a corner it is on, rounding decides; a slope of e**-88 is subnormal
                 dy = dy * reference.slope(v, activation)
             if "residual_grad" in results and not call.poison:
                 check(results["residual_grad"], dy, largest_finite(dy, axis) + (0 if activation is None else largest_finite(terms, axis)), 8)
