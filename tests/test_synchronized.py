@@ -109,7 +109,10 @@ def main():
 def test_other_engines(engine, tmp_path):
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} is needed")
-    with open(os.path.join(TESTS, "..", "docs", "distributed.md")) as file:
+    page = os.path.join(TESTS, "..", "docs", "distributed.md")
+    if not os.path.exists(page):
+        pytest.skip("the documents are not here")
+    with open(page) as file:
         recipe = file.read().partition(f"<!-- {engine} -->")[2].partition(f"<!-- /{engine} -->")[0]
     program = recipe.partition("```python")[2].partition("```")[0] + """
 def check(comm):
